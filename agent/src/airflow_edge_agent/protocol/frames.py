@@ -1,0 +1,318 @@
+"""The frames that agent and server exchange, whatever carries them.
+
+Every frame is a JSON object with a ``type``. Unknown fields are ignored and an unknown ``type`` becomes an
+:class:`UnknownFrame`, so that each side may be somewhat newer than the other. Every string, list and number is bounded.
+
+Units are part of the field names: ``_seconds``, ``_bytes``, ``_percent``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.protocol.states import AgentState
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""What an agent's name looks like: letters, digits, dot, underscore, hyphen; at most 63 characters."""
+
+QUEUE_PATTERN = r"^[^\s,\x00-\x1f\x7f][^,\x00-\x1f\x7f]{0,255}$"
+
+MAX_JOBS = 1_000
+"""Most jobs one agent may hold, and most entries in any list of jobs."""
+
+MAX_FRAMES = 256
+"""Most frames in one batch."""
+
+MAX_LOG_CHUNK_BYTES = 256 * 1024
+"""Most bytes of log, before compression, in one frame."""
+
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+"""Most bytes of one encoded batch."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Queue = Annotated[str, Field(pattern=QUEUE_PATTERN)]
+Text = Annotated[str, Field(max_length=2_000)]
+Word = Annotated[str, Field(max_length=200)]
+JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Fence = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Bytes = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Slots = Annotated[int, Field(ge=0, le=MAX_JOBS)]
+Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class _Frame(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Versions(_Frame):
+    """What software an agent consists of. ``None``: not known (yet)."""
+
+    agent: Word
+    python: Word
+    task_sdk: Word | None = None
+    airflow: Word | None = None
+    runtime_python: Word | None = None
+
+
+class HeldJob(_Frame):
+    """A job that an agent still holds at the time of its hello."""
+
+    job_id: JobId
+    fence: Fence
+    phase: Literal["accepted", "running", "finished"]
+    log_bytes: Bytes = 0
+
+
+class Hello(_Frame):
+    """Agent to server, first frame of a session: who I am, and what I still hold."""
+
+    type: Literal["hello"] = "hello"
+    protocol_min: int = Field(ge=1, le=10_000)
+    protocol_max: int = Field(ge=1, le=10_000)
+    name: Name
+    agent_id: JobId
+    """Identity of the agent's state directory: survives restarts, differs between two agents on one host."""
+    boot_id: Word
+    instance_id: JobId
+    """Identity of this run of the daemon."""
+    hostname: Word
+    versions: Versions
+    queues: Annotated[list[Queue], Field(max_length=100)]
+    concurrency: Slots
+    state: AgentState
+    jobs: Annotated[list[HeldJob], Field(max_length=MAX_JOBS)]
+
+
+class Status(_Frame):
+    """Agent to server: state and free slots, whenever they change."""
+
+    type: Literal["status"] = "status"
+    state: AgentState
+    slots_total: Slots
+    slots_used: Slots
+    problem: Text | None = None
+    """Why the agent cannot work although it is connected, e.g. a broken task runtime."""
+
+
+class Metrics(_Frame):
+    """A measurement of the agent's host. ``None``: not available there."""
+
+    cpu_percent: Percent | None = None
+    """Of all cores together, 0 to 100, since the measurement before."""
+    cpu_count: int | None = Field(default=None, ge=1, le=100_000)
+    load_1_per_core: float | None = Field(default=None, ge=0, le=1e6)
+    load_5_per_core: float | None = Field(default=None, ge=0, le=1e6)
+    load_15_per_core: float | None = Field(default=None, ge=0, le=1e6)
+    memory_total_bytes: Bytes | None = None
+    memory_used_bytes: Bytes | None = None
+    swap_total_bytes: Bytes | None = None
+    swap_used_bytes: Bytes | None = None
+    state_disk_total_bytes: Bytes | None = None
+    state_disk_used_bytes: Bytes | None = None
+    state_disk_free_bytes: Bytes | None = None
+    temp_disk_total_bytes: Bytes | None = None
+    temp_disk_used_bytes: Bytes | None = None
+    temp_disk_free_bytes: Bytes | None = None
+    network_sent_bytes: Bytes | None = None
+    network_received_bytes: Bytes | None = None
+    uptime_seconds: Seconds | None = None
+    agent_memory_bytes: Bytes | None = None
+    """Resident memory of the daemon itself."""
+
+
+class Heartbeat(_Frame):
+    """Agent to server: alive, and how the host is."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    metrics: Metrics
+    sent_at: datetime
+    versions: Versions | None = None
+
+
+class Accept(_Frame):
+    """Agent to server: I take this job. It starts only after :class:`AcceptAck`."""
+
+    type: Literal["accept"] = "accept"
+    job_id: JobId
+    fence: Fence
+
+
+class Refuse(_Frame):
+    """Agent to server: not now. The job goes back to its queue."""
+
+    type: Literal["refuse"] = "refuse"
+    job_id: JobId
+    fence: Fence
+    reason: Text
+
+
+class Started(_Frame):
+    """Agent to server: the workload's process runs."""
+
+    type: Literal["started"] = "started"
+    job_id: JobId
+    fence: Fence
+    pid: int = Field(ge=1, le=2**31 - 1)
+
+
+class Usage(_Frame):
+    """What a job used."""
+
+    wall_seconds: Seconds | None = None
+    cpu_seconds: Seconds | None = None
+    """User and system time of all its processes that have ended."""
+    peak_memory_bytes: Bytes | None = None
+    """Largest resident memory of any one of its processes."""
+
+
+class Result(_Frame):
+    """Agent to server: the job is over. Repeated until :class:`ResultAck` comes."""
+
+    type: Literal["result"] = "result"
+    job_id: JobId
+    fence: Fence
+    outcome: Outcome
+    exit_code: int | None = Field(default=None, ge=-(2**31), le=2**31 - 1)
+    detail: Text | None = None
+    log_bytes: Bytes = 0
+    """Final length of the log."""
+    usage: Usage = Usage()
+
+
+class Log(_Frame):
+    """Agent to server: a piece of a job's log.
+
+    ``data`` is base64 of the zlib-compressed bytes that start at ``offset``.
+    """
+
+    type: Literal["log"] = "log"
+    job_id: JobId
+    offset: Bytes
+    data: Annotated[str, Field(max_length=MAX_LOG_CHUNK_BYTES * 3 // 2)]
+
+
+class Goodbye(_Frame):
+    """Agent to server: a clean stop; nothing more will come from this session."""
+
+    type: Literal["goodbye"] = "goodbye"
+    state: AgentState
+    reason: Text
+
+
+class Intervals(_Frame):
+    """Times that the server wants the agent to keep."""
+
+    heartbeat_seconds: float = Field(default=25.0, ge=0.1, le=3_600)
+    """Longest time between two heartbeats, and longest wait of one HTTP exchange."""
+    log_seconds: float = Field(default=0.5, ge=0.05, le=60)
+    """How often the agent looks for new log of running jobs."""
+
+
+class Welcome(_Frame):
+    """Server to agent, answer to a hello: the session is open."""
+
+    type: Literal["welcome"] = "welcome"
+    protocol: int
+    session_id: JobId
+    server_version: Word
+    airflow_version: Word
+    server_time: datetime
+    intervals: Intervals
+    execution_api_url: Word | None = None
+    """Where tasks find Airflow's Execution API; ``None``: below the agent's own server URL."""
+    maintenance: bool | None = None
+    """Whether the server wants this agent in maintenance; ``None``: no opinion."""
+
+
+class Offer(_Frame):
+    """Server to agent: a job, if the agent will take it."""
+
+    type: Literal["offer"] = "offer"
+    job_id: JobId
+    fence: Fence
+    kind: Literal["task", "callback"]
+    slots: Slots
+    queue: Word
+    lease_seconds: Seconds
+    label: Word
+    """For people: which Dag, task and run this is."""
+    token: Annotated[str, Field(max_length=8_192, repr=False)]
+    workload: dict[str, JsonValue]
+    """Airflow's workload, without its token."""
+
+
+class AcceptAck(_Frame):
+    """Server to agent: the accept came in time, start."""
+
+    type: Literal["accept_ack"] = "accept_ack"
+    job_id: JobId
+    fence: Fence
+
+
+class ResultAck(_Frame):
+    """Server to agent: the result is stored."""
+
+    type: Literal["result_ack"] = "result_ack"
+    job_id: JobId
+    fence: Fence
+
+
+class LogAck(_Frame):
+    """Server to agent: the log is stored up to ``next_offset``; send from there."""
+
+    type: Literal["log_ack"] = "log_ack"
+    job_id: JobId
+    next_offset: Bytes
+
+
+class Cancel(_Frame):
+    """Server to agent: end this job, or drop it if it has not started."""
+
+    type: Literal["cancel"] = "cancel"
+    job_id: JobId
+    fence: Fence
+    reason: Text
+
+
+class Maintenance(_Frame):
+    """Server to agent: go into maintenance, or leave it."""
+
+    type: Literal["maintenance"] = "maintenance"
+    on: bool
+    comment: Text | None = None
+
+
+class Close(_Frame):
+    """Server to agent: this session is over, and why."""
+
+    type: Literal["close"] = "close"
+    code: Literal["superseded", "name_in_use", "protocol_mismatch", "name_mismatch", "session_unknown", "bad_frame"]
+    message: Text
+
+
+class UnknownFrame(_Frame):
+    """Either way: a frame of this type came and was not understood. Logged, never answered again."""
+
+    type: Literal["unknown"] = "unknown"
+    frame_type: Word
+
+
+AgentFrame = Hello | Status | Heartbeat | Accept | Refuse | Started | Result | Log | Goodbye | UnknownFrame
+ServerFrame = Welcome | Offer | AcceptAck | ResultAck | LogAck | Cancel | Maintenance | Close | UnknownFrame
+AnyFrame = AgentFrame | ServerFrame
+
+
+class Batch(BaseModel):
+    """What the HTTP exchange carries, in either direction: frames, and the session they belong to."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    session_id: JobId | None = None
+    wait_seconds: float = Field(default=0, ge=0, le=120, allow_inf_nan=False)
+    """Agent to server: how long the server may hold the answer back while it has nothing to say."""
+    frames: Annotated[list[dict[str, Any]], Field(max_length=MAX_FRAMES)] = []

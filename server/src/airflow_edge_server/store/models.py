@@ -1,0 +1,135 @@
+"""The tables. All begin with ``edge_agent``, so that they live beside those of other executors.
+
+No table refers to one of Airflow's: rows are found by the ids in them, and Airflow may delete its own at any time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from airflow.utils.sqlalchemy import UtcDateTime
+from sqlalchemy import JSON, BigInteger, Boolean, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from airflow_edge_agent.protocol.frames import MAX_LOG_CHUNK_BYTES
+
+metadata = MetaData()
+
+
+class Base(DeclarativeBase):
+    """Base of our models, with metadata of its own."""
+
+    metadata = metadata
+
+
+class EdgeAgent(Base):
+    """An agent, as last heard of."""
+
+    __tablename__ = "edge_agent"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    team_name: Mapped[str | None] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(20), default="offline")
+    """An :class:`~airflow_edge_agent.protocol.states.AgentState`."""
+    problem: Mapped[str | None] = mapped_column(Text)
+    maintenance_wanted: Mapped[bool | None] = mapped_column(Boolean)
+    maintenance_comment: Mapped[str | None] = mapped_column(Text)
+    maintenance_by: Mapped[str | None] = mapped_column(String(200))
+    maintenance_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    agent_id: Mapped[str | None] = mapped_column(String(36))
+    boot_id: Mapped[str | None] = mapped_column(String(200))
+    instance_id: Mapped[str | None] = mapped_column(String(36))
+    session_id: Mapped[str | None] = mapped_column(String(36))
+    hostname: Mapped[str | None] = mapped_column(String(200))
+    queues: Mapped[list[str]] = mapped_column(JSON, default=list)
+    slots_total: Mapped[int] = mapped_column(Integer, default=0)
+    slots_used: Mapped[int] = mapped_column(Integer, default=0)
+    versions: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    first_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    connected_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_contact_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class EdgeAgentToken(Base):
+    """A credential of one agent. Only the hash of its secret is kept."""
+
+    __tablename__ = "edge_agent_token"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    agent_name: Mapped[str] = mapped_column(String(63), index=True)
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    """Hexadecimal SHA-256 of the secret, which is random and long enough to need no salt."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_by: Mapped[str | None] = mapped_column(String(200))
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class EdgeAgentJob(Base):
+    """One dispatch of one workload."""
+
+    __tablename__ = "edge_agent_job"
+    __table_args__ = (
+        # The dispatcher's question: what waits in these queues, in which order.
+        Index("idx_edge_agent_job_dispatch", "state", "queue", "kind", "priority_weight", "queued_at"),
+        # Reconciliation, cancels and leases: what does this agent hold.
+        Index("idx_edge_agent_job_agent", "agent_name", "state"),
+        # The scheduler's question: what of mine has ended.
+        Index("idx_edge_agent_job_owner", "owner", "reported", "state"),
+        Index("idx_edge_agent_job_ti", "ti_id"),
+        Index("idx_edge_agent_job_log", "log_key"),
+        Index("idx_edge_agent_job_finished", "finished_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    """``callback`` or ``task``; in this order they are dispatched."""
+    state: Mapped[str] = mapped_column(String(10), default="queued")
+    """A :class:`~airflow_edge_agent.protocol.jobs.JobState`."""
+    owner: Mapped[str] = mapped_column(String(64))
+    """The executor instance that queued or adopted it."""
+    reported: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether the owner has seen the end of it."""
+    team_name: Mapped[str | None] = mapped_column(String(64))
+    queue: Mapped[str] = mapped_column(String(256))
+    slots: Mapped[int] = mapped_column(Integer, default=1)
+    priority_weight: Mapped[int] = mapped_column(Integer, default=1)
+    ti_id: Mapped[str] = mapped_column(String(36))
+    """Id of the task instance, or of the callback."""
+    dag_id: Mapped[str | None] = mapped_column(String(250))
+    task_id: Mapped[str | None] = mapped_column(String(250))
+    run_id: Mapped[str | None] = mapped_column(String(250))
+    map_index: Mapped[int] = mapped_column(Integer, default=-1)
+    try_number: Mapped[int] = mapped_column(Integer, default=1)
+    workload: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Airflow's workload without its token."""
+    log_key: Mapped[str | None] = mapped_column(String(64))
+    """Hexadecimal SHA-256 of the workload's log path: the path itself is too long for an index."""
+    agent_name: Mapped[str | None] = mapped_column(String(63))
+    fence: Mapped[int] = mapped_column(Integer, default=0)
+    """How many times it has been offered."""
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancel_reason: Mapped[str | None] = mapped_column(Text)
+    outcome: Mapped[str | None] = mapped_column(String(20))
+    exit_code: Mapped[int | None] = mapped_column(Integer)
+    detail: Mapped[str | None] = mapped_column(Text)
+    usage: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    log_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Final length of the log, known with the result."""
+    log_next_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    offered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    accepted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class EdgeAgentLog(Base):
+    """A piece of a job's log."""
+
+    __tablename__ = "edge_agent_log"
+
+    job_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    offset: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    data: Mapped[bytes] = mapped_column(LargeBinary(MAX_LOG_CHUNK_BYTES))
