@@ -1,0 +1,1 @@
+"""The ports' real implementations, one technology each."""

@@ -1,0 +1,127 @@
+"""Files of the agent: directories with safe modes, the token, identities, atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import uuid
+from pathlib import Path
+
+from airflow_edge_agent.ports import StoreError
+
+TOKEN_MAX_BYTES = 4_096
+
+
+class TokenError(Exception):
+    """The token file cannot be used. The message says why and how to mend it."""
+
+
+def make_private_dir(path: Path) -> None:
+    """Create a directory that is ours alone, and make sure we can write in it.
+
+    :raises StoreError: if that is not possible.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror}); give it to the agent's user") from None
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Write a file that is either as before or complete, even after a crash; mode 0600.
+
+    :raises OSError: e.g. the disk is full; the old file is then unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def read_token(path: Path) -> str:
+    """Read the agent's token.
+
+    :raises TokenError: missing, empty, or readable by others.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(TOKEN_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise TokenError(
+            f"{path}: no token there; make one on the server with 'airflow edge-agents token create --name NAME' "
+            "and write it into this file (mode 0600)"
+        ) from None
+    except OSError as error:
+        raise TokenError(f"{path}: the token cannot be read ({error.strerror})") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise TokenError(f"{path}: others may read the token (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
+    token = data.decode("ascii", errors="replace").strip()
+    if not token or len(data) > TOKEN_MAX_BYTES or not token.isascii() or not token.isprintable() or " " in token:
+        raise TokenError(f"{path}: holds no token; it should be one line that begins with 'eat_'")
+    return token
+
+
+def agent_identity(state_dir: Path) -> str:
+    """Return the identity of this state directory, making one the first time.
+
+    :raises StoreError: it cannot be read or written.
+    """
+    path = state_dir / "identity.json"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return str(uuid.UUID(json.loads(path.read_text(encoding="utf-8"))["agent_id"]))
+        agent_id = str(uuid.uuid4())
+        write_atomically(path, json.dumps({"agent_id": agent_id}))
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{path}: is damaged; remove it to give this agent a new identity") from None
+    return agent_id
+
+
+def boot_identity() -> str:
+    """Return an identity of the host's current boot."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return "unknown"
+
+
+class DirectoryLock:
+    """Keeps two daemons out of one state directory. Held until the process ends."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Take the lock.
+
+        :raises StoreError: another daemon has it.
+        """
+        path = state_dir / "lock"
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{state_dir}: another edge-agent is running here (pid {self._holder()}); give each its own state_dir"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from None
+        os.truncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError):
+            return os.pread(self._fd, 20, 0).decode("ascii", errors="replace").strip() or "unknown"
+        return "unknown"

@@ -1,0 +1,65 @@
+"""System metrics through psutil."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from airflow_edge_agent.protocol.frames import Metrics
+
+
+class PsutilProbe:
+    """Measures this host. Figures that cannot be had, e.g. in a locked-down container, are left out."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._process = psutil.Process()
+        # The first call of cpu_percent has no interval to speak of: start it now.
+        psutil.cpu_percent(interval=None)
+
+    def measure(self) -> Metrics:
+        """Measure now. Takes about a millisecond and never waits."""
+        memory = _try(psutil.virtual_memory)
+        swap = _try(psutil.swap_memory)
+        network = _try(psutil.net_io_counters)
+        state_disk = _try(lambda: psutil.disk_usage(str(self._state_dir)))
+        temp_disk = _try(lambda: psutil.disk_usage(tempfile.gettempdir()))
+        cores = os.cpu_count() or 1
+        load = _try(os.getloadavg) or (None, None, None)
+        per_core = [None if value is None else round(value / cores, 3) for value in load]
+        boot = _try(psutil.boot_time)
+        own = _try(self._process.memory_info)
+        return Metrics(
+            cpu_percent=_try(lambda: psutil.cpu_percent(interval=None)),
+            cpu_count=cores,
+            load_1_per_core=per_core[0],
+            load_5_per_core=per_core[1],
+            load_15_per_core=per_core[2],
+            memory_total_bytes=memory and memory.total,
+            memory_used_bytes=memory and memory.total - memory.available,
+            swap_total_bytes=swap and swap.total,
+            swap_used_bytes=swap and swap.used,
+            state_disk_total_bytes=state_disk and state_disk.total,
+            state_disk_used_bytes=state_disk and state_disk.used,
+            state_disk_free_bytes=state_disk and state_disk.free,
+            temp_disk_total_bytes=temp_disk and temp_disk.total,
+            temp_disk_used_bytes=temp_disk and temp_disk.used,
+            temp_disk_free_bytes=temp_disk and temp_disk.free,
+            network_sent_bytes=network and network.bytes_sent,
+            network_received_bytes=network and network.bytes_recv,
+            uptime_seconds=None if boot is None else max(0.0, time.time() - boot),
+            agent_memory_bytes=own and own.rss,
+        )
+
+
+def _try(measure: Callable[[], Any]) -> Any:
+    try:
+        return measure()
+    except (OSError, psutil.Error, RuntimeError, NotImplementedError):
+        return None

@@ -1,0 +1,231 @@
+"""The runner: a program of its own, spoken to over a unix socket.
+
+It outlives the daemon: it is started in a session of its own, and the next daemon finds it by its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+
+from airflow_edge_agent.ports import (
+    RunnerEnded,
+    RunnerError,
+    RunnerEvent,
+    RunnerGone,
+    RunnerReady,
+    RunnerRefused,
+    RunnerStarted,
+)
+from airflow_edge_agent.protocol.frames import Offer
+
+_SIGNALS = {"TERM": 15, "KILL": 9}
+_START_SECONDS = 20.0
+"""How long a new runner may take until it listens (it loads the task runtime after that)."""
+_POLL_SECONDS = 0.05
+_MAX_LINE_BYTES = 16 * 1024 * 1024
+
+PROGRAM = Path(__file__).parent.parent / "runner" / "__main__.py"
+
+
+class SubprocessRunner:
+    """Starts the runner on demand and speaks with it."""
+
+    def __init__(
+        self, *, python: Path, run_dir: Path, jobs_dir: Path, idle_seconds: float, environment: dict[str, str]
+    ) -> None:
+        self._python = python
+        self._socket = run_dir / "runner.sock"
+        self._log = run_dir / "runner.log"
+        self._jobs_dir = jobs_dir
+        self._idle_seconds = idle_seconds
+        self._environment = environment
+        self._events: asyncio.Queue[RunnerEvent] = asyncio.Queue()
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader_task: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starting = asyncio.Lock()
+
+    async def reattach(self) -> dict[str, int]:
+        """Connect to a runner that is already there; return its jobs and their pids."""
+        reader = await self._connect()
+        if reader is None:
+            return {}
+        try:
+            hello = await asyncio.wait_for(_read(reader), _START_SECONDS)
+        except (TimeoutError, OSError, ValueError):
+            hello = None
+        if hello is None or hello.get("ev") != "hello":
+            await self._drop()
+            return {}
+        self._listen(reader)
+        return {str(job["job_id"]): int(job["pid"]) for job in hello.get("jobs", [])}
+
+    async def start(self, offer: Offer, server: str) -> None:
+        """Hand over a job, starting the runner if it is not there.
+
+        :raises RunnerError: it could not be handed over.
+        """
+        message = {
+            "op": "run",
+            "job_id": offer.job_id,
+            "kind": offer.kind,
+            "workload": offer.workload,
+            "token": offer.token,
+            "server": server,
+        }
+        # An idle runner may leave in the very moment we speak to it: then a new one takes the job.
+        for last_try in (False, True):
+            async with self._starting:
+                if self._writer is None:
+                    await self._launch()
+            try:
+                await self._write(message)
+            except RunnerError:
+                if last_try:
+                    raise
+            else:
+                return
+
+    async def signal(self, job_id: str, signal: Literal["TERM", "KILL"]) -> None:
+        """Signal a job."""
+        with contextlib.suppress(RunnerError):
+            await self._write({"op": "signal", "job_id": job_id, "signal": _SIGNALS[signal]})
+
+    async def events(self) -> AsyncIterator[RunnerEvent]:
+        """Iterate over what the runner reports."""
+        while True:
+            yield await self._events.get()
+
+    async def close(self) -> None:
+        """Tell an idle runner to end, and hang up."""
+        with contextlib.suppress(RunnerError):
+            await self._write({"op": "stop"})
+        await self._drop()
+
+    async def _write(self, message: dict[str, Any]) -> None:
+        if self._writer is None:
+            raise RunnerError("the runner is not running")
+        try:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+            await self._writer.drain()
+        except OSError as error:
+            await self._drop()
+            raise RunnerError(f"the runner does not listen ({error})") from None
+
+    async def _launch(self) -> None:
+        reader = await self._connect()
+        if reader is None:
+            self._spawn()
+            deadline = asyncio.get_running_loop().time() + _START_SECONDS
+            while (reader := await self._connect()) is None:
+                if self._process is not None and self._process.poll() is not None:
+                    raise RunnerError(f"the runner ended at once: {self._last_words()}")
+                if asyncio.get_running_loop().time() > deadline:
+                    raise RunnerError(f"the runner did not start within {_START_SECONDS:.0f} s; see {self._log}")
+                await asyncio.sleep(_POLL_SECONDS)
+        self._listen(reader)
+
+    def _spawn(self) -> None:
+        command = [str(self._python), "-P", str(PROGRAM), "--socket", str(self._socket)]
+        command += ["--jobs-dir", str(self._jobs_dir), "--idle-seconds", f"{self._idle_seconds:g}"]
+        try:
+            # A file, not our stderr: the runner outlives us, and a broken pipe would kill it.
+            with os.fdopen(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
+                self._process = subprocess.Popen(  # noqa: S603 -- the program is ours, the Python the operator's choice
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment,
+                    cwd=self._jobs_dir,
+                    start_new_session=True,
+                    close_fds=True,
+                )
+        except OSError as error:
+            raise RunnerError(f"{self._python}: cannot be run ({error.strerror}); check runner.python") from None
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            if lines:
+                return lines[-1][:500]
+        return "it said nothing"
+
+    async def _connect(self) -> asyncio.StreamReader | None:
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._socket), limit=_MAX_LINE_BYTES)
+        except OSError:
+            return None
+        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", peer)[1] != os.geteuid():
+            writer.close()
+            raise RunnerError(f"{self._socket}: belongs to another user's process; remove it")
+        self._writer = writer
+        return reader
+
+    def _listen(self, reader: asyncio.StreamReader) -> None:
+        self._reader_task = asyncio.create_task(self._read_events(reader), name="runner reader")
+
+    async def _read_events(self, reader: asyncio.StreamReader) -> None:
+        problem = None
+        try:
+            while (message := await _read(reader)) is not None:
+                match message.get("ev"):
+                    case "hello" if message.get("ready"):
+                        self._events.put_nowait(RunnerReady(message.get("versions") or {}))
+                    case "ready":
+                        self._events.put_nowait(RunnerReady(message.get("versions") or {}))
+                    case "problem":
+                        problem = str(message.get("detail"))
+                    case "started":
+                        self._events.put_nowait(RunnerStarted(str(message["job_id"]), int(message["pid"])))
+                    case "finished":
+                        self._events.put_nowait(RunnerEnded(str(message["job_id"])))
+                    case "refused":
+                        self._events.put_nowait(RunnerRefused(str(message["job_id"]), str(message.get("detail"))))
+        except (OSError, ValueError, KeyError):
+            pass  # a runner that talks nonsense is as good as gone
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._process is not None:
+            # It closed its socket, so it is about to end; it must not stay behind as a zombie.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, 5)
+            self._process = None
+        self._events.put_nowait(RunnerGone(problem))
+
+    async def _drop(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        task, self._reader_task = self._reader_task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _read(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    """Read one message; ``None`` at the end.
+
+    :raises ValueError: no JSON object, or too long.
+    """
+    line = await reader.readline()
+    if not line:
+        return None
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("no object")  # noqa: TRY004 -- what came is wrong, not how we were called
+    return message

@@ -1,0 +1,81 @@
+"""The environment in which the runner and its tasks live: an allow-list and the configuration, not the daemon's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from airflow_edge_agent.settings import Settings
+
+ALLOWED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+_PROBE = (
+    "import importlib.metadata as m\n"
+    "try:\n"
+    "    print(m.version('apache-airflow-task-sdk'))\n"
+    "except m.PackageNotFoundError:\n"
+    "    print('none')\n"
+)
+_PROBE_SECONDS = 30
+
+
+def task_environment(settings: Settings) -> dict[str, str]:
+    """Make the runner's environment."""
+    names = (*ALLOWED, *PROXIES, *settings.runner.pass_env)
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    environment.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    # Tools of the runtime's environment before the system's, as in an activated virtual environment.
+    environment["PATH"] = f"{settings.runner.python.parent}:{environment['PATH']}"
+    environment |= {
+        "AIRFLOW_HOME": str(settings.state_dir / "airflow-home"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(settings.jobs_dir),
+        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "0o600",
+        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(settings.state_dir / "bundles"),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundle_config(settings),
+        # A restart of the api-server takes seconds, a bad link minutes: let tasks wait for it rather than die.
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "60",
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "5",
+    }
+    return environment | settings.runner.env
+
+
+def bundle_config(settings: Settings) -> str:
+    """Say in Airflow's terms where this machine has its Dag bundles."""
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = []
+    for name, bundle in settings.bundles.items():
+        kwargs = {"path": str(bundle.path)} if bundle.path is not None else bundle.kwargs
+        bundles.append({"name": name, "classpath": bundle.classpath or local, "kwargs": kwargs})
+    return json.dumps(bundles)
+
+
+def check_runtime(python: Path) -> tuple[str | None, str | None]:
+    """Look at the task runtime without loading it.
+
+    :return: the Task SDK's version and ``None``, or ``None`` and the problem in one line.
+    """
+    try:
+        answer = subprocess.run(  # noqa: S603 -- the Python is the operator's choice
+            [str(python), "-I", "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        return None, f"{python}: no such program; set runner.python to the Python of the task runtime"
+    except subprocess.TimeoutExpired:
+        return None, f"{python}: does not answer within {_PROBE_SECONDS} s"
+    except OSError as error:
+        return None, f"{python}: cannot be run ({error.strerror}); check runner.python"
+    if answer.returncode != 0:
+        words = answer.stderr.strip().splitlines()
+        return None, f"{python}: is no working Python ({words[-1][:200] if words else answer.returncode})"
+    version = answer.stdout.strip()
+    if version == "none":
+        return None, (
+            f"{python}: has no Task SDK; install apache-airflow-task-sdk there, or set runner.python to the Python "
+            "of an environment that has it"
+        )
+    return version, None

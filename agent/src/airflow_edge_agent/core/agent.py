@@ -1,0 +1,446 @@
+"""The agent's decisions: events in, instructions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from airflow_edge_agent.core.events import (
+    Event,
+    Exit,
+    ForgetJob,
+    FrameArrived,
+    Instruction,
+    JobEnded,
+    JobFound,
+    JobStarted,
+    LinkLost,
+    LinkOpened,
+    LogGone,
+    LogGrew,
+    RuntimeChecked,
+    Say,
+    Send,
+    ShipLog,
+    SignalJob,
+    StartJob,
+    StopAsked,
+    Tick,
+)
+from airflow_edge_agent.core.jobs import AgentJob, Phase
+from airflow_edge_agent.protocol.frames import (
+    MAX_LOG_CHUNK_BYTES,
+    Accept,
+    AcceptAck,
+    Cancel,
+    Close,
+    Goodbye,
+    HeldJob,
+    Intervals,
+    LogAck,
+    Maintenance,
+    Offer,
+    Refuse,
+    ResultAck,
+    Started,
+    Status,
+    UnknownFrame,
+)
+from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.protocol.states import TAKES_JOBS, AgentEvent, AgentState, can, next_state
+
+LABELS_SHOWN = 3
+
+EXIT_NAME_IN_USE = 75
+EXIT_PROTOCOL = 76
+EXIT_TOKEN = 77
+
+_CLOSE_EXITS = {
+    "name_in_use": EXIT_NAME_IN_USE,
+    "superseded": EXIT_NAME_IN_USE,
+    "name_mismatch": EXIT_TOKEN,
+    "protocol_mismatch": EXIT_PROTOCOL,
+}
+"""What a close means for this process. Any other code: connect again."""
+
+_RETRIED_CLOSES = frozenset({"name_in_use"})
+"""Closes that may pass by themselves: the incumbent may be our own past, not yet timed out."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the core is configured with. Seconds."""
+
+    concurrency: int
+    kill_grace_seconds: float
+    drain_deadline_seconds: float
+    """After this long a drain ends the jobs; 0: never."""
+    delivery_grace_seconds: float = 10.0
+    """How long a stop waits for the server to take the last results, once all jobs have ended."""
+    name_wait_seconds: float = 60.0
+    """How long to keep asking for a name that is in use."""
+
+
+class AgentCore:
+    """State of one agent.
+
+    Feed it with :meth:`handle`; it returns what is to be done. It never raises for what a server or runner says.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.state = AgentState.STARTING
+        self.jobs: dict[str, AgentJob] = {}
+        self.problem: str | None = None
+        self.connected = False
+        self.intervals = Intervals()
+        self.execution_api_url: str | None = None
+        self._stop_asked_at: float | None = None
+        self._stop_reason = ""
+        self._ending_jobs = False
+        self._idle_since_stop: float | None = None
+        self._name_refused_at: float | None = None
+        self._last_status: Status | None = None
+        self._out: list[Instruction] = []
+
+    # --- What others may know -----------------------------------------------------------------------------------------
+
+    @property
+    def slots_used(self) -> int:
+        """Slots of the jobs that hold some."""
+        return sum(job.slots for job in self.jobs.values() if job.holds_slots)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the agent is on its way out."""
+        return self._stop_asked_at is not None
+
+    @property
+    def undelivered(self) -> int:
+        """How many ended jobs the server does not know everything of."""
+        return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
+
+    def status(self) -> Status:
+        """Describe state and slots as they are now."""
+        return Status(
+            state=self.state, slots_total=self.limits.concurrency, slots_used=self.slots_used, problem=self.problem
+        )
+
+    def held_jobs(self) -> list[HeldJob]:
+        """List the jobs for a hello."""
+        return [held for job in self.jobs.values() if (held := job.held()) is not None]
+
+    # --- Events -------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take in what happened at ``now`` (monotonic seconds) and return what is to be done, in order."""
+        self._out = []
+        match event:
+            case FrameArrived(frame):
+                self._frame(frame, now)
+            case LinkOpened():
+                self._opened(event)
+            case LinkLost():
+                self._lost()
+            case JobStarted():
+                self._started(event)
+            case JobEnded():
+                self._ended(event)
+            case JobFound():
+                self._found(event)
+            case LogGrew():
+                self._log_grew(event)
+            case LogGone(job_id):
+                self._log_gone(job_id)
+            case RuntimeChecked(problem):
+                self._runtime_checked(problem)
+            case StopAsked(reason):
+                self._stop(reason, now)
+            case Tick():
+                pass
+        self._time_passes(now)
+        self._settle()
+        return self._out
+
+    # --- The link -----------------------------------------------------------------------------------------------------
+
+    def _opened(self, event: LinkOpened) -> None:
+        welcome = event.welcome
+        self.connected = True
+        self._last_status = None
+        self._name_refused_at = None
+        self.intervals = welcome.intervals
+        self.execution_api_url = welcome.execution_api_url
+        if self.state is AgentState.STARTING:
+            self._move(AgentEvent.INITIALISED)
+        if welcome.maintenance is not None:
+            self._maintenance(on=welcome.maintenance, comment=None)
+        # Whatever was on its way when the last link broke may be lost: say it again, each frame may come twice.
+        for job in self.jobs.values():
+            job.log_in_flight = False
+            if job.phase is Phase.FINISHED:
+                self._out.append(Send(job.result()))
+            elif job.pid is not None:
+                self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=job.pid)))
+
+    def _lost(self) -> None:
+        self.connected = False
+        for job in list(self.jobs.values()):
+            job.log_in_flight = False
+            if job.phase is Phase.ACCEPTING:
+                # The server will offer it again, to us or to another: nothing of it ran here.
+                del self.jobs[job.job_id]
+
+    def _frame(self, frame: object, now: float) -> None:
+        match frame:
+            case Offer():
+                self._offer(frame, now)
+            case AcceptAck(job_id=job_id, fence=fence):
+                self._accept_acked(job_id, fence)
+            case Cancel():
+                self._cancel(frame, now)
+            case ResultAck(job_id=job_id, fence=fence):
+                job = self.jobs.get(job_id)
+                if job is not None and job.fence == fence and job.phase is Phase.FINISHED:
+                    job.result_acked = True
+            case LogAck(job_id=job_id, next_offset=next_offset):
+                self._log_acked(job_id, next_offset)
+            case Maintenance(on=on, comment=comment):
+                self._maintenance(on=on, comment=comment)
+            case Close():
+                self._closed(frame, now)
+            case UnknownFrame(frame_type=kind):
+                self._say("warning", f"the server sent or refused a frame of a kind unknown here: {kind!r}")
+            case _:
+                self._say("warning", f"unexpected frame from the server: {type(frame).__name__}")
+
+    def _closed(self, frame: Close, now: float) -> None:
+        code = _CLOSE_EXITS.get(frame.code)
+        if code is None:
+            self._say("info", f"the server closed the session ({frame.code}): {frame.message}")
+            return
+        if frame.code in _RETRIED_CLOSES:
+            if self._name_refused_at is None:
+                self._name_refused_at = now
+                self._say("warning", f"{frame.message}; asking again for {self.limits.name_wait_seconds:.0f} s")
+            if now - self._name_refused_at < self.limits.name_wait_seconds:
+                return
+        self._out.append(Exit(code, frame.message))
+
+    # --- Jobs ---------------------------------------------------------------------------------------------------------
+
+    def _offer(self, offer: Offer, now: float) -> None:
+        known = self.jobs.get(offer.job_id)
+        if known is not None and known.fence == offer.fence:
+            return  # the same offer twice
+        refusal = self._why_not(offer, known)
+        if refusal is not None:
+            self._out.append(Send(Refuse(job_id=offer.job_id, fence=offer.fence, reason=refusal)))
+            return
+        self.jobs[offer.job_id] = AgentJob(
+            job_id=offer.job_id,
+            fence=offer.fence,
+            slots=offer.slots,
+            label=offer.label,
+            phase=Phase.ACCEPTING,
+            offer=offer,
+            lease_until=now + offer.lease_seconds,
+        )
+        self._out.append(Send(Accept(job_id=offer.job_id, fence=offer.fence)))
+
+    def _why_not(self, offer: Offer, known: AgentJob | None) -> str | None:
+        if known is not None:
+            return f"this agent still holds an earlier offer of the job ({known.phase})"
+        if self.stopping:
+            return "the agent is shutting down"
+        if self.problem is not None:
+            return self.problem
+        if self.state not in TAKES_JOBS:
+            return f"the agent is in state '{self.state}'"
+        if self.slots_used + offer.slots > self.limits.concurrency:
+            return f"{self.limits.concurrency - self.slots_used} slots free, {offer.slots} needed"
+        return None
+
+    def _accept_acked(self, job_id: str, fence: int) -> None:
+        job = self.jobs.get(job_id)
+        if job is None or job.fence != fence or job.phase is not Phase.ACCEPTING or job.offer is None:
+            return
+        offer = job.offer
+        job.move(Phase.STARTING)
+        self._out.append(StartJob(offer))
+
+    def _cancel(self, frame: Cancel, now: float) -> None:
+        job = self.jobs.get(frame.job_id)
+        if job is None or job.fence != frame.fence:
+            return
+        if job.phase is Phase.ACCEPTING:
+            self._say("info", f"not started: {frame.reason}", job)
+            del self.jobs[job.job_id]
+        elif job.phase is not Phase.FINISHED and job.cancel_reason is None:
+            self._say("info", f"cancelled: {frame.reason}", job)
+            self._end_job(job, frame.reason, now)
+
+    def _end_job(self, job: AgentJob, reason: str, now: float) -> None:
+        job.cancel_reason = reason
+        job.kill_at = now + self.limits.kill_grace_seconds
+        self._out.append(SignalJob(job.job_id, "TERM"))
+
+    def _started(self, event: JobStarted) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None or job.phase is not Phase.STARTING:
+            return
+        job.move(Phase.RUNNING)
+        job.pid = event.pid
+        self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=event.pid)))
+
+    def _ended(self, event: JobEnded) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None or job.phase not in (Phase.STARTING, Phase.RUNNING):
+            return
+        detail = event.detail
+        if job.cancel_reason is not None and event.outcome is Outcome.KILLED:
+            detail = job.cancel_reason
+        job.move(Phase.FINISHED)
+        job.ended = replace(event, detail=detail)
+        job.log_size = max(job.log_size, event.log_bytes)
+        self._say("info", f"{event.outcome}" + (f": {detail}" if detail else ""), job)
+        self._out.append(Send(job.result()))
+
+    def _found(self, event: JobFound) -> None:
+        job = AgentJob(
+            job_id=event.job_id,
+            fence=event.fence,
+            slots=event.slots,
+            label=event.label,
+            phase=Phase.RUNNING,
+            pid=event.pid,
+        )
+        self.jobs[job.job_id] = job
+        if event.ended is not None:
+            self._ended(event.ended)
+        else:
+            self._say("info", "still running, taken over", job)
+
+    # --- Logs ---------------------------------------------------------------------------------------------------------
+
+    def _log_grew(self, event: LogGrew) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is not None:
+            job.log_size = max(job.log_size, event.size_bytes)
+
+    def _log_acked(self, job_id: str, next_offset: int) -> None:
+        job = self.jobs.get(job_id)
+        if job is not None:
+            job.log_acked = next_offset
+            job.log_in_flight = False
+
+    def _log_gone(self, job_id: str) -> None:
+        job = self.jobs.get(job_id)
+        if job is not None:
+            self._say("warning", f"its log cannot be read beyond byte {job.log_acked}; the rest is lost", job)
+            job.log_size = job.log_acked
+            job.log_in_flight = False
+
+    # --- State --------------------------------------------------------------------------------------------------------
+
+    def _maintenance(self, *, on: bool, comment: str | None) -> None:
+        event = AgentEvent.MAINTENANCE_ON if on else AgentEvent.MAINTENANCE_OFF
+        if self.stopping or not can(self.state, event):
+            return  # already so
+        self._move(event)
+        self._say("info", f"maintenance {'on' if on else 'off'}" + (f": {comment}" if comment else ""))
+
+    def _runtime_checked(self, problem: str | None) -> None:
+        if problem == self.problem:
+            return
+        self.problem = problem
+        if problem is not None:
+            self._say("error", f"takes no jobs: {problem}")
+        else:
+            self._say("info", "the task runtime is usable")
+
+    def _stop(self, reason: str, now: float) -> None:
+        if self.stopping:
+            self._end_all(now, f"the agent was told to stop at once ({reason})")
+            return
+        self._stop_asked_at = now
+        self._stop_reason = reason
+        if can(self.state, AgentEvent.STOP):
+            self._move(AgentEvent.STOP)
+        waiting = self.slots_used
+        self._say("info", f"stopping ({reason})" + (f", waits for {self._describe_jobs()}" if waiting else ""))
+
+    def _describe_jobs(self) -> str:
+        labels = [job.label for job in self.jobs.values() if job.holds_slots]
+        shown = ", ".join(labels[:LABELS_SHOWN]) + (", ..." if len(labels) > LABELS_SHOWN else "")
+        return f"{len(labels)} running job{'s' if len(labels) != 1 else ''}: {shown}"
+
+    def _end_all(self, now: float, reason: str) -> None:
+        if self._ending_jobs:
+            return
+        self._ending_jobs = True
+        for job in list(self.jobs.values()):
+            if job.phase is Phase.ACCEPTING:
+                del self.jobs[job.job_id]
+            elif job.phase is not Phase.FINISHED and job.cancel_reason is None:
+                self._end_job(job, reason, now)
+
+    def _move(self, event: AgentEvent) -> None:
+        self.state = next_state(self.state, event)
+
+    # --- After every event --------------------------------------------------------------------------------------------
+
+    def _time_passes(self, now: float) -> None:
+        for job in list(self.jobs.values()):
+            if job.phase is Phase.ACCEPTING and now > job.lease_until:
+                self._say("warning", "dropped: the server did not confirm it in time", job)
+                del self.jobs[job.job_id]
+            elif job.holds_slots and job.kill_at is not None and now >= job.kill_at:
+                job.kill_at = now + self.limits.kill_grace_seconds
+                self._say("warning", "did not end when asked, killed", job)
+                self._out.append(SignalJob(job.job_id, "KILL"))
+        deadline = self.limits.drain_deadline_seconds
+        if self._stop_asked_at is not None and deadline and now >= self._stop_asked_at + deadline:
+            self._end_all(now, f"the agent's drain deadline of {deadline:g} s passed")
+        self._leave(now)
+
+    def _leave(self, now: float) -> None:
+        """Exit once a stop has been asked for, nothing runs, and the server knows or cannot be told."""
+        if self._stop_asked_at is None or any(job.holds_slots for job in self.jobs.values()):
+            return
+        if self._idle_since_stop is None:
+            self._idle_since_stop = now
+        delivered = all(job.done for job in self.jobs.values())
+        if not delivered and now - self._idle_since_stop < self.limits.delivery_grace_seconds:
+            return
+        if can(self.state, AgentEvent.CLEAR):
+            self._move(AgentEvent.CLEAR)
+        if not delivered:
+            self._say("warning", f"{self.undelivered} results wait on disk for the next start: the server is away")
+        self._out.append(Send(Goodbye(state=self.state, reason=self._stop_reason)))
+        self._out.append(Exit(0, self._stop_reason))
+
+    def _settle(self) -> None:
+        """Bring slots, state, logs and status up to date with what just happened."""
+        for job in list(self.jobs.values()):
+            if job.done:
+                del self.jobs[job.job_id]
+                self._out.append(ForgetJob(job.job_id))
+            elif self.connected and not job.log_in_flight and job.log_acked < job.log_size:
+                job.log_in_flight = True
+                limit = min(MAX_LOG_CHUNK_BYTES, job.log_size - job.log_acked)
+                self._out.append(ShipLog(job.job_id, job.log_acked, limit))
+        if self.state is not AgentState.STARTING:
+            event = AgentEvent.BUSY if self.slots_used else AgentEvent.CLEAR
+            # While stopping, only _leave() may say that all is clear: results may still be on their way.
+            if can(self.state, event) and not self.stopping:
+                self._move(event)
+        status = self.status()
+        if self.connected and status != self._last_status:
+            self._last_status = status
+            self._out.append(Send(status))
+
+    def _say(self, level: str, message: str, job: AgentJob | None = None) -> None:
+        assert level in ("debug", "info", "warning", "error")
+        self._out.append(
+            Say(level, message, job.job_id if job else None, job.label if job else None)  # type: ignore[arg-type]
+        )

@@ -1,0 +1,174 @@
+"""What the core is told (events) and what it wants done (instructions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from airflow_edge_agent.protocol.frames import AgentFrame, Offer, ServerFrame, Usage, Welcome
+from airflow_edge_agent.protocol.jobs import Outcome
+
+# --- Events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LinkOpened:
+    """The server answered the hello with a welcome."""
+
+    welcome: Welcome
+
+
+@dataclass(frozen=True)
+class FrameArrived:
+    """The server sent a frame other than the welcome."""
+
+    frame: ServerFrame
+
+
+@dataclass(frozen=True)
+class LinkLost:
+    """The connection broke, or could not be made."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    """The runner has forked the job's process."""
+
+    job_id: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """The job is over, or never began."""
+
+    job_id: str
+    outcome: Outcome
+    exit_code: int | None = None
+    detail: str | None = None
+    log_bytes: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True)
+class JobFound:
+    """A job of an earlier run of the daemon, found on disk; ``ended`` if it is over, else it still runs."""
+
+    job_id: str
+    fence: int
+    slots: int
+    label: str
+    pid: int | None = None
+    ended: JobEnded | None = None
+
+
+@dataclass(frozen=True)
+class LogGrew:
+    """The job's log file has this many bytes."""
+
+    job_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class LogGone:
+    """The job's log cannot be read any more from the place that was asked for."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class RuntimeChecked:
+    """The task runtime was looked at: ``problem`` says why it cannot run tasks, ``None`` that it can."""
+
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """An operator or the system wants the agent to stop. The second time it is meant seriously."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passes."""
+
+
+Event = (
+    LinkOpened
+    | FrameArrived
+    | LinkLost
+    | JobStarted
+    | JobEnded
+    | JobFound
+    | LogGrew
+    | LogGone
+    | RuntimeChecked
+    | StopAsked
+    | Tick
+)
+
+# --- Instructions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send this frame; if the link is down, forget it: what matters is sent again after the next welcome."""
+
+    frame: AgentFrame
+
+
+@dataclass(frozen=True)
+class StartJob:
+    """Write the job down, then hand it to the runner."""
+
+    offer: Offer
+
+
+@dataclass(frozen=True)
+class SignalJob:
+    """End the job: ``TERM`` asks it, ``KILL`` does not ask."""
+
+    job_id: str
+    signal: Literal["TERM", "KILL"]
+
+
+@dataclass(frozen=True)
+class ShipLog:
+    """Read this piece of the job's log and send it."""
+
+    job_id: str
+    offset: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class ForgetJob:
+    """Server and agent agree that the job is done: remove its files."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Say:
+    """Log a line for the operator."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    message: str
+    job_id: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Leave with this exit code."""
+
+    code: int
+    reason: str
+
+
+Instruction = Send | StartJob | SignalJob | ShipLog | ForgetJob | Say | Exit

@@ -1,0 +1,101 @@
+"""A job as the agent holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.protocol.frames import HeldJob, Offer, Result
+from airflow_edge_agent.protocol.states import IllegalTransition
+
+
+class Phase(StrEnum):
+    """Where a job is on the agent."""
+
+    ACCEPTING = "accepting"
+    """We said yes, and wait for the server's word that it came in time."""
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    """Over here; result or log are not yet acknowledged."""
+
+
+PHASES: dict[Phase, frozenset[Phase]] = {
+    Phase.ACCEPTING: frozenset({Phase.STARTING}),
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.FINISHED}),
+    Phase.RUNNING: frozenset({Phase.FINISHED}),
+    Phase.FINISHED: frozenset(),
+}
+"""Which phase may follow which. A job in ``ACCEPTING`` may also simply be dropped: nothing of it ran."""
+
+_HELLO_PHASES: dict[Phase, Literal["accepted", "running", "finished"]] = {
+    Phase.STARTING: "accepted",
+    Phase.RUNNING: "running",
+    Phase.FINISHED: "finished",
+}
+
+
+@dataclass
+class AgentJob:
+    """One dispatch in the agent's hands. Times are monotonic seconds."""
+
+    job_id: str
+    fence: int
+    slots: int
+    label: str
+    phase: Phase
+    offer: Offer | None = None
+    """Kept until the start: it holds the token, which nobody needs afterwards."""
+    lease_until: float = 0.0
+    pid: int | None = None
+    ended: JobEnded | None = None
+    cancel_reason: str | None = None
+    kill_at: float | None = None
+    """When SIGTERM gives way to SIGKILL."""
+    result_acked: bool = False
+    log_size: int = 0
+    log_acked: int = 0
+    log_in_flight: bool = False
+
+    @property
+    def holds_slots(self) -> bool:
+        """Whether its slots are taken: until its processes are gone, not until the server knows."""
+        return self.phase is not Phase.FINISHED
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it is left to deliver."""
+        return self.phase is Phase.FINISHED and self.result_acked and self.log_acked >= self.log_size
+
+    def move(self, phase: Phase) -> None:
+        """Enter another phase.
+
+        :raises IllegalTransition: if that phase may not follow.
+        """
+        if phase not in PHASES[self.phase]:
+            raise IllegalTransition(self.phase, phase, [str(p) for p in PHASES[self.phase]])
+        self.phase = phase
+        if phase is not Phase.STARTING:
+            self.offer = None
+
+    def held(self) -> HeldJob | None:
+        """Describe it for a hello; ``None`` if it is not ours yet."""
+        phase = _HELLO_PHASES.get(self.phase)
+        if phase is None:
+            return None
+        return HeldJob(job_id=self.job_id, fence=self.fence, phase=phase, log_bytes=self.log_size)
+
+    def result(self) -> Result:
+        """Describe its end. Only in phase ``FINISHED``."""
+        assert self.ended is not None
+        return Result(
+            job_id=self.job_id,
+            fence=self.fence,
+            outcome=self.ended.outcome,
+            exit_code=self.ended.exit_code,
+            detail=self.ended.detail,
+            log_bytes=self.log_size,
+            usage=self.ended.usage,
+        )

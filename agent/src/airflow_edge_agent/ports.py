@@ -1,0 +1,193 @@
+"""What the agent needs of the world, as interfaces, and the faults the world may answer with.
+
+Adapters implement these; each interface's implementations pass one contract suite. An adapter turns its library's
+exceptions into the ones below: here it is decided, once, what can be waited out and what cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.protocol.frames import AgentFrame, Hello, Metrics, Offer, ServerFrame
+
+Presence = Callable[[], list[AgentFrame]]
+"""Makes the frames that say how the agent is right now: a status and a heartbeat."""
+
+
+class TransportError(Exception):
+    """The server could not be reached or did not answer as it should; trying again later may help.
+
+    The message is one line for the operator: what happened and what to do about it.
+    """
+
+    retry_after_seconds: float = 0.0
+
+
+class CredentialRefused(TransportError):
+    """The server does not know our token."""
+
+
+class Link(Protocol):
+    """An open connection that carries frames both ways."""
+
+    async def send(self, frames: list[AgentFrame]) -> None:
+        """Send frames at once.
+
+        :raises TransportError: the link is broken.
+        """
+
+    async def receive(self) -> list[ServerFrame]:
+        """Wait for frames.
+
+        :raises TransportError: the link is broken.
+        """
+
+    async def close(self) -> None:
+        """Let go of it. Never raises."""
+
+
+class Transport(Protocol):
+    """A way to the server."""
+
+    async def connect(self, hello: Hello, presence: Presence) -> Link:
+        """Say hello and return the link; the server's answer comes through :meth:`Link.receive`.
+
+        :param presence: asked whenever the link wants to send a sign of life.
+        :raises TransportError: no server there.
+        """
+
+    async def close(self) -> None:
+        """Release what the transport holds."""
+
+
+@dataclass(frozen=True)
+class RunnerReady:
+    """The runner has loaded the task runtime."""
+
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunnerStarted:
+    """The runner forked a job."""
+
+    job_id: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class RunnerEnded:
+    """A job is over; its result file is written."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class RunnerRefused:
+    """The runner did not start a job."""
+
+    job_id: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class RunnerGone:
+    """The runner's connection ended. ``problem``: why it cannot work, if it said so."""
+
+    problem: str | None
+
+
+RunnerEvent = RunnerReady | RunnerStarted | RunnerEnded | RunnerRefused | RunnerGone
+
+
+class RunnerError(Exception):
+    """The runner could not be started or reached. The message is one line for the operator."""
+
+
+class Runner(Protocol):
+    """The program that runs jobs."""
+
+    async def reattach(self) -> dict[str, int]:
+        """Connect to a runner that an earlier daemon left, if there is one; return its jobs and their pids."""
+
+    async def start(self, offer: Offer, server: str) -> None:
+        """Hand over a job, starting the runner if it is not there.
+
+        :param server: base URL of Airflow's Execution API.
+        :raises RunnerError: it could not be handed over; nothing of it ran.
+        """
+
+    async def signal(self, job_id: str, signal: Literal["TERM", "KILL"]) -> None:
+        """Signal a job. A job that is not there (any more) is no error."""
+
+    def events(self) -> AsyncIterator[RunnerEvent]:
+        """Iterate over what the runner reports, without end."""
+
+    async def close(self) -> None:
+        """Let go of the runner. One with jobs goes on; an idle one is told to end."""
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job's files, as an earlier run of the daemon left them."""
+
+    job_id: str
+    fence: int
+    slots: int
+    label: str
+    boot_id: str
+    handed_over: bool
+    """Whether the runner has begun with it."""
+    ended: JobEnded | None
+
+
+class StoreError(Exception):
+    """The state directory does not do what it should. The message is one line for the operator."""
+
+
+class JobStore(Protocol):
+    """The agent's memory of its jobs across restarts: a directory for each."""
+
+    def add(self, offer: Offer, boot_id: str) -> None:
+        """Write down an accepted job, without its token, before it starts.
+
+        :raises StoreError: e.g. the disk is full.
+        """
+
+    def load(self) -> list[StoredJob]:
+        """Read all jobs that have not been forgotten."""
+
+    def ended(self, job_id: str) -> JobEnded | None:
+        """Read the result that the runner wrote; ``None`` if there is none."""
+
+    def log_size(self, job_id: str) -> int:
+        """Return the log's length in bytes; 0 if there is none."""
+
+    def read_log(self, job_id: str, offset: int, limit_bytes: int) -> bytes:
+        """Read a piece of the log; empty if there is nothing at that offset."""
+
+    def forget(self, job_id: str) -> None:
+        """Remove a job's files. Never raises."""
+
+
+class MetricsProbe(Protocol):
+    """Measures the host."""
+
+    def measure(self) -> Metrics:
+        """Return the figures of now; what is not available is ``None``."""
+
+
+class Notifier(Protocol):
+    """Tells the service manager how we are."""
+
+    def ready(self, status: str) -> None:
+        """Say that start-up is complete."""
+
+    def status(self, status: str) -> None:
+        """Say in one line what goes on."""
+
+    def stopping(self, status: str) -> None:
+        """Say that the way out has begun."""

@@ -1,0 +1,1 @@
+"""The event loop around the core: named loops that feed it events and carry out its instructions."""

@@ -1,0 +1,97 @@
+"""The loops around running jobs: what the runner reports, how their logs grow, how time passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from airflow_edge_agent.core.events import JobEnded, JobFound, JobStarted, LogGrew, RuntimeChecked, Tick
+from airflow_edge_agent.core.jobs import Phase
+from airflow_edge_agent.ports import (
+    JobStore,
+    Runner,
+    RunnerEnded,
+    RunnerGone,
+    RunnerReady,
+    RunnerRefused,
+    RunnerStarted,
+)
+from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.runtime.pump import Pump
+
+RECHECK_SECONDS = 30.0
+"""How long a problem of the task runtime stands before it is looked at again."""
+
+
+async def runner_loop(
+    pump: Pump, runner: Runner, store: JobStore, on_versions: Callable[[dict[str, str]], None]
+) -> None:
+    """Feed what the runner reports."""
+    async for event in runner.events():
+        match event:
+            case RunnerReady(versions):
+                on_versions(versions)
+                pump.feed(RuntimeChecked(None))
+            case RunnerStarted(job_id, pid):
+                pump.feed(JobStarted(job_id, pid))
+            case RunnerEnded(job_id):
+                lost = JobEnded(job_id, Outcome.CRASHED, detail="the runner left no result")
+                pump.feed(store.ended(job_id) or lost)
+            case RunnerRefused(job_id, detail):
+                pump.feed(JobEnded(job_id, Outcome.NOT_STARTED, detail=detail))
+            case RunnerGone(problem):
+                _runner_gone(pump, store, problem)
+
+
+def _runner_gone(pump: Pump, store: JobStore, problem: str | None) -> None:
+    if problem is not None:
+        pump.feed(RuntimeChecked(problem))
+    for job in list(pump.core.jobs.values()):
+        if job.phase is Phase.STARTING:
+            fallback = JobEnded(job.job_id, Outcome.NOT_STARTED, detail=problem or "the runner ended before its start")
+        elif job.phase is Phase.RUNNING:
+            fallback = JobEnded(
+                job.job_id, Outcome.LOST, detail="the runner died", log_bytes=store.log_size(job.job_id)
+            )
+        else:
+            continue
+        pump.feed(store.ended(job.job_id) or fallback)
+
+
+async def time_loop(pump: Pump, store: JobStore) -> None:
+    """While there are jobs: tell the core how their logs have grown, and that time passes."""
+    while True:
+        await pump.busy.wait()
+        for job in list(pump.core.jobs.values()):
+            if job.phase in (Phase.STARTING, Phase.RUNNING):
+                size = store.log_size(job.job_id)
+                if size > job.log_size:
+                    pump.feed(LogGrew(job.job_id, size))
+        pump.feed(Tick())
+        await asyncio.sleep(pump.core.intervals.log_seconds)
+
+
+async def runtime_loop(pump: Pump, check: Callable[[], str | None]) -> None:
+    """Look at the task runtime at the start, and again while there is a problem with it."""
+    while True:
+        if pump.core.problem is not None or pump.core.connected is False:
+            problem = await asyncio.to_thread(check)
+            pump.feed(RuntimeChecked(problem))
+        await asyncio.sleep(RECHECK_SECONDS)
+
+
+async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> None:
+    """Take over the jobs of an earlier run of the daemon, and find out how those ended that are no more."""
+    running = await runner.reattach()
+    for job in store.load():
+        ended = job.ended
+        pid = running.get(job.job_id)
+        if ended is None and pid is None:
+            if job.boot_id != boot_id:
+                ended = JobEnded(job.job_id, Outcome.LOST, detail="the host rebooted")
+            elif job.handed_over:
+                ended = JobEnded(job.job_id, Outcome.LOST, detail="the runner died while the agent was away")
+            else:
+                ended = JobEnded(job.job_id, Outcome.NOT_STARTED, detail="the agent ended before the job's start")
+            ended = JobEnded(job.job_id, ended.outcome, detail=ended.detail, log_bytes=store.log_size(job.job_id))
+        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended))

@@ -1,0 +1,132 @@
+"""Between the core and the world: every event passes through here, every instruction is carried out here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import structlog
+
+from airflow_edge_agent.core.agent import AgentCore
+from airflow_edge_agent.core.events import (
+    Event,
+    Exit,
+    ForgetJob,
+    Instruction,
+    JobEnded,
+    LogGone,
+    RuntimeChecked,
+    Say,
+    Send,
+    ShipLog,
+    SignalJob,
+    StartJob,
+)
+from airflow_edge_agent.ports import JobStore, Runner, RunnerError, StoreError
+from airflow_edge_agent.protocol.codec import pack_log
+from airflow_edge_agent.protocol.frames import Log, Offer
+from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.runtime.outbox import Outbox
+
+log = structlog.get_logger()
+
+
+class Pump:
+    """Feeds the core and does what it says.
+
+    ``exit_code`` is set, and ``exiting`` with it, when the core wants to leave.
+    """
+
+    def __init__(
+        self, core: AgentCore, *, store: JobStore, runner: Runner, boot_id: str, default_execution_url: str
+    ) -> None:
+        self.core = core
+        self.exit_code: int | None = None
+        self.exiting = asyncio.Event()
+        self.left = asyncio.Event()
+        """Set once the last frames have been sent, too: then the loops may end."""
+        self.outbox = Outbox()
+        self.busy = asyncio.Event()
+        """Set while there are jobs or a stop is under way: while time matters to the core."""
+        self._store = store
+        self._runner = runner
+        self._boot_id = boot_id
+        self._default_execution_url = default_execution_url
+        self._work: set[asyncio.Task[None]] = set()
+        self._signals: asyncio.Queue[SignalJob] = asyncio.Queue()
+
+    def feed(self, event: Event) -> None:
+        """Tell the core, and carry out the answer."""
+        for instruction in self.core.handle(event, time.monotonic()):
+            self._do(instruction)
+        if self.core.jobs or self.core.stopping:
+            self.busy.set()
+        else:
+            self.busy.clear()
+
+    def leave(self, code: int, reason: str) -> None:
+        """Make the agent exit."""
+        if self.exit_code is None:
+            self.exit_code = code
+            if code:
+                log.error(reason)
+            self.exiting.set()
+
+    def _do(self, instruction: Instruction) -> None:
+        match instruction:
+            case Send(frame):
+                if self.core.connected:
+                    self.outbox.put(frame)
+            case StartJob(offer):
+                self._spawn(self._start(offer))
+            case SignalJob():
+                self._signals.put_nowait(instruction)
+            case ShipLog():
+                self._spawn(self._ship(instruction))
+            case ForgetJob(job_id):
+                self._store.forget(job_id)
+            case Say():
+                fields = {"job": instruction.job_id, "task": instruction.label} if instruction.job_id else {}
+                getattr(log, instruction.level)(instruction.message, **fields)
+            case Exit(code, reason):
+                self.leave(code, reason)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._work.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a piece of work failed", error=repr(error))
+            self.leave(70, "internal error")
+
+    async def _start(self, offer: Offer) -> None:
+        server = self.core.execution_api_url or self._default_execution_url
+        try:
+            self._store.add(offer, self._boot_id)
+            await self._runner.start(offer, server)
+        except (StoreError, RunnerError) as error:
+            # First the problem, then the job's return: or the server would offer it to us again at once.
+            self.feed(RuntimeChecked(str(error)))
+            self.feed(JobEnded(offer.job_id, Outcome.NOT_STARTED, detail=str(error)))
+
+    async def _ship(self, piece: ShipLog) -> None:
+        data = await asyncio.to_thread(self._store.read_log, piece.job_id, piece.offset, piece.limit_bytes)
+        if not data:
+            self.feed(LogGone(piece.job_id))
+        elif self.core.connected:
+            self.outbox.put(Log(job_id=piece.job_id, offset=piece.offset, data=pack_log(data)))
+
+    async def signal_loop(self) -> None:
+        """Pass signals to the runner, in order."""
+        while True:
+            instruction = await self._signals.get()
+            await self._runner.signal(instruction.job_id, instruction.signal)
+
+    async def settle(self) -> None:
+        """Wait for pieces of work under way."""
+        while self._work:
+            await asyncio.gather(*self._work, return_exceptions=True)
