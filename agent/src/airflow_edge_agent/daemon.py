@@ -18,14 +18,16 @@ from airflow_edge_agent.adapters.files import (
     TokenError,
     agent_identity,
     boot_identity,
+    check_socket_path,
     make_private_dir,
     read_token,
 )
 from airflow_edge_agent.adapters.http import HttpTransport
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
+from airflow_edge_agent.adapters.memory import give_back_memory
 from airflow_edge_agent.adapters.metrics import PsutilProbe
 from airflow_edge_agent.adapters.notify import SystemdNotifier
-from airflow_edge_agent.adapters.runner import SubprocessRunner
+from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import check_runtime, task_environment
 from airflow_edge_agent.core.agent import AgentCore, Limits
 from airflow_edge_agent.core.backoff import Backoff
@@ -34,7 +36,7 @@ from airflow_edge_agent.ports import StoreError, TransportError
 from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from airflow_edge_agent.protocol.frames import Hello, Versions
 from airflow_edge_agent.runtime.guard import LoopEnded, run_guarded
-from airflow_edge_agent.runtime.jobs import recover, runner_loop, runtime_loop, time_loop
+from airflow_edge_agent.runtime.jobs import recover, runner_loop, runtime_loop, thrift_loop, time_loop
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.settings import Settings
@@ -66,6 +68,7 @@ def run(settings: Settings) -> int:
     try:
         for directory in (settings.state_dir, settings.run_dir, settings.jobs_dir):
             make_private_dir(directory)
+        check_socket_path(settings.run_dir / RUNNER_SOCKET)
         lock = DirectoryLock(settings.state_dir)
         identity = Identity(agent_identity(settings.state_dir), boot_identity(), str(uuid.uuid4()))
     except StoreError as error:
@@ -163,6 +166,7 @@ async def _run(settings: Settings, identity: Identity, transport: HttpTransport)
                 "runner": runner_loop(pump, runner, store, on_versions),
                 "signals": pump.signal_loop(),
                 "time": time_loop(pump, store),
+                "thrift": thrift_loop(pump, give_back_memory),
                 "runtime": runtime_loop(pump, check),
                 "flush": _flush(pump),
             },

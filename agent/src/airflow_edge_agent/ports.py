@@ -98,6 +98,8 @@ class RunnerGone:
     """The runner's connection ended. ``problem``: why it cannot work, if it said so."""
 
     problem: str | None
+    jobs: frozenset[str] = frozenset()
+    """The jobs that this very runner had. Others may have gone to its successor already."""
 
 
 RunnerEvent = RunnerReady | RunnerStarted | RunnerEnded | RunnerRefused | RunnerGone

@@ -14,6 +14,9 @@ from airflow_edge_agent.ports import StoreError
 
 TOKEN_MAX_BYTES = 4_096
 
+SOCKET_PATH_BYTES = 107
+"""What fits into ``sockaddr_un`` on Linux, see unix(7)."""
+
 
 class TokenError(Exception):
     """The token file cannot be used. The message says why and how to mend it."""
@@ -31,6 +34,15 @@ def make_private_dir(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror}); give it to the agent's user") from None
+
+
+def check_socket_path(path: Path) -> None:
+    """Make sure that the kernel can take the path as a socket's name.
+
+    :raises StoreError: it is too long.
+    """
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise StoreError(f"{path}: too long for a socket's name; set runtime_dir to a shorter path, e.g. below /run")
 
 
 def write_atomically(path: Path, content: str) -> None:
@@ -118,8 +130,10 @@ class DirectoryLock:
             ) from None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from None
-        os.truncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
+        # For people only, and the disk may be full.
+        with contextlib.suppress(OSError):
+            os.truncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()}\n".encode())
 
     def _holder(self) -> str:
         with contextlib.suppress(OSError):

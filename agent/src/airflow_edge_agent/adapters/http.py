@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from airflow_edge_agent.protocol.frames import (
 
 _SLACK_SECONDS = 15.0
 """How much later than promised an answer may come before the link counts as broken."""
+
+_LEAST_POLL_SECONDS = 1.0
+"""Least time between two polls if the first one brought nothing."""
 
 _MAX_SEND_BYTES = MAX_BATCH_BYTES // 4
 _MAX_RETRY_AFTER_SECONDS = 300.0
@@ -106,6 +110,7 @@ class HttpLink:
         self._arrived: asyncio.Queue[list[ServerFrame] | TransportError] = asyncio.Queue()
         self._arrived.put_nowait(frames)
         self._poll: asyncio.Task[None] | None = None
+        self._acted_upon = asyncio.Event()
 
     def start_polling(self, presence: Presence, wait_seconds: float) -> None:
         """Keep one request waiting at the server from now on."""
@@ -114,11 +119,17 @@ class HttpLink:
     async def _poll_forever(self, presence: Presence, wait_seconds: float) -> None:
         try:
             while True:
+                asked_at = asyncio.get_running_loop().time()
                 frames, _ = await self._transport.exchange(presence(), self._session_id, wait_seconds)
                 if frames:
-                    self._arrived.put_nowait(frames)
                     # Let the frames be acted upon first, so that the next poll tells of their effect.
-                    await asyncio.sleep(0)
+                    self._acted_upon.clear()
+                    self._arrived.put_nowait(frames)
+                    await self._acted_upon.wait()
+                else:
+                    # A server that does not hold the answer back must not be asked without pause.
+                    early = min(_LEAST_POLL_SECONDS, wait_seconds) - (asyncio.get_running_loop().time() - asked_at)
+                    await asyncio.sleep(max(0.0, early))
         except TransportError as error:
             self._arrived.put_nowait(error)
 
@@ -137,6 +148,8 @@ class HttpLink:
 
         :raises TransportError: the link is broken.
         """
+        # Whoever asks for more is done with what came before.
+        self._acted_upon.set()
         arrived = await self._arrived.get()
         if isinstance(arrived, TransportError):
             raise arrived
@@ -146,8 +159,8 @@ class HttpLink:
         """Stop polling."""
         if self._poll is not None:
             self._poll.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poll
+            # Not by suppressing CancelledError: that would swallow a cancellation of our own.
+            await asyncio.gather(self._poll, return_exceptions=True)
 
 
 def _groups(frames: list[AgentFrame]) -> list[list[AgentFrame]]:
@@ -189,10 +202,12 @@ def _refusal(response: httpx.Response, url: str) -> TransportError:
     if response.is_redirect:
         target = response.headers.get("location", "elsewhere")[:200]
         return TransportError(f"{url}: redirects to {target}; set server_url to where Airflow really is")
-    error = TransportError(f"{url}: the server answers {code} {response.reason_phrase}".rstrip())
+    words = f"{code} {response.reason_phrase}".strip()
+    error = TransportError(f"{url}: the server answers {words}; see the log of the api-server, or of a proxy before it")
     with contextlib.suppress(ValueError):
         after = float(response.headers.get("retry-after", "0"))
-        error.retry_after_seconds = min(max(after, 0.0), _MAX_RETRY_AFTER_SECONDS)
+        # In this order "nan" becomes 0.
+        error.retry_after_seconds = min(max(0.0, after), _MAX_RETRY_AFTER_SECONDS)
     return error
 
 
@@ -212,11 +227,20 @@ def _translate(error: Exception, url: str) -> TransportError:
             return TransportError(f"{url}: the proxy does not let us through ({text}); check HTTPS_PROXY and NO_PROXY")
         case httpx.ConnectTimeout():
             return TransportError(f"{url}: no answer to the connection attempt; check address, routing and firewall")
-        case httpx.ConnectError() if "Name or service not known" in text or "name resolution" in text:
+        case httpx.ConnectError() if _is_name_fault(error):
             return TransportError(f"{url}: the host name cannot be resolved; check server_url and DNS")
         case httpx.ConnectError():
             return TransportError(f"{url}: cannot connect ({text}); is the api-server running there?")
         case httpx.TimeoutException():
-            return TransportError(f"{url}: the server stopped answering")
+            return TransportError(
+                f"{url}: the server stopped answering; is it overloaded, or does a proxy hold its answers back?"
+            )
         case _:
-            return TransportError(f"{url}: the connection broke ({text})")
+            return TransportError(f"{url}: the connection broke ({text}); did the server or a proxy restart?")
+
+
+def _is_name_fault(error: BaseException | None) -> bool:
+    """Tell whether the host's name could not be resolved; the text of that differs from system to system."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None

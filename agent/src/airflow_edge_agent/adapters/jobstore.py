@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from airflow_edge_agent.adapters.files import write_atomically
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.ports import StoredJob, StoreError
-from airflow_edge_agent.protocol.frames import Fence, JobId, Offer, Slots, Usage
+from airflow_edge_agent.protocol.frames import Bytes, Fence, JobId, Offer, Seconds, Slots, Usage
 from airflow_edge_agent.protocol.jobs import Outcome
 
 JOB_FILE = "job.json"
@@ -23,6 +23,11 @@ PID_FILE = "pid.json"
 LOG_FILE = "task.log"
 
 _DETAIL_CHARACTERS = 2_000
+
+_V = TypeVar("_V")
+_seconds: TypeAdapter[float] = TypeAdapter(Seconds)
+_bytes: TypeAdapter[int] = TypeAdapter(Bytes)
+_exit_code: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=-(2**31), le=2**31 - 1)])
 
 
 class _JobRecord(BaseModel):
@@ -71,7 +76,9 @@ class DirectoryJobStore:
         for directory in sorted(self._jobs_dir.iterdir()):
             try:
                 record = _JobRecord.model_validate_json((directory / JOB_FILE).read_bytes())
-            except (OSError, ValidationError):
+                if record.job_id != directory.name:
+                    raise ValueError("another job's file")  # noqa: TRY301 -- as damaged as one that cannot be read
+            except (OSError, ValueError):
                 # Never confirmed to the server, or damaged by a crash of the host: the server will see it missing.
                 shutil.rmtree(directory, ignore_errors=True)
                 continue
@@ -97,15 +104,15 @@ class DirectoryJobStore:
             return None
         except ValidationError:
             return JobEnded(job_id, Outcome.CRASHED, detail="its result file is damaged")
-        usage = Usage.model_validate(
-            {
-                "wall_seconds": _not_negative(record.wall_seconds),
-                "cpu_seconds": _not_negative(record.cpu_seconds),
-                "peak_memory_bytes": _not_negative(record.peak_memory_bytes),
-            }
+        # The file lies within reach of tasks: a figure that no frame can carry is left out, the outcome stays.
+        usage = Usage(
+            wall_seconds=_fitting(_seconds, record.wall_seconds),
+            cpu_seconds=_fitting(_seconds, record.cpu_seconds),
+            peak_memory_bytes=_fitting(_bytes, record.peak_memory_bytes),
         )
+        exit_code = _fitting(_exit_code, record.exit_code)
         detail = record.detail[:_DETAIL_CHARACTERS] if record.detail else None
-        return JobEnded(job_id, record.outcome, record.exit_code, detail, self.log_size(job_id), usage)
+        return JobEnded(job_id, record.outcome, exit_code, detail, self.log_size(job_id), usage)
 
     def record_end(self, ended: JobEnded) -> None:
         """Write a result where the runner could not. Best effort: without it, the next start says the same again."""
@@ -138,5 +145,9 @@ class DirectoryJobStore:
         shutil.rmtree(self._jobs_dir / job_id, ignore_errors=True)
 
 
-def _not_negative(value: Any) -> Any:
-    return None if value is None or value < 0 else value
+def _fitting(kind: TypeAdapter[_V], value: _V | None) -> _V | None:
+    """Return the value if frames can carry it, else ``None``."""
+    try:
+        return None if value is None else kind.validate_python(value)
+    except ValidationError:
+        return None

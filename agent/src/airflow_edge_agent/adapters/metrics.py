@@ -42,7 +42,8 @@ class PsutilProbe:
             load_5_per_core=per_core[1],
             load_15_per_core=per_core[2],
             memory_total_bytes=memory and memory.total,
-            memory_used_bytes=memory and memory.total - memory.available,
+            # In some containers the two figures come from different places.
+            memory_used_bytes=memory and max(0, memory.total - memory.available),
             swap_total_bytes=swap and swap.total,
             swap_used_bytes=swap and swap.used,
             state_disk_total_bytes=state_disk and state_disk.total,

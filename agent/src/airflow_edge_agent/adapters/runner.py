@@ -33,6 +33,11 @@ _START_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 
+EXIT_TAKEN = 75
+"""Exit code of a runner that finds another one at work."""
+
+RUNNER_SOCKET = "runner.sock"
+
 PROGRAM = Path(__file__).parent.parent / "runner" / "__main__.py"
 
 
@@ -43,31 +48,40 @@ class SubprocessRunner:
         self, *, python: Path, run_dir: Path, jobs_dir: Path, idle_seconds: float, environment: dict[str, str]
     ) -> None:
         self._python = python
-        self._socket = run_dir / "runner.sock"
+        self._socket = run_dir / RUNNER_SOCKET
         self._log = run_dir / "runner.log"
         self._jobs_dir = jobs_dir
         self._idle_seconds = idle_seconds
         self._environment = environment
         self._events: asyncio.Queue[RunnerEvent] = asyncio.Queue()
         self._writer: asyncio.StreamWriter | None = None
-        self._reader_task: asyncio.Task[None] | None = None
+        self._jobs: set[str] = set()
+        """What the runner at the other end has been given and has not ended."""
+        self._readers: set[asyncio.Task[None]] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = asyncio.Lock()
 
     async def reattach(self) -> dict[str, int]:
         """Connect to a runner that is already there; return its jobs and their pids."""
-        reader = await self._connect()
+        try:
+            reader = await self._connect()
+        except RunnerError:
+            return {}  # the first job will tell
         if reader is None:
             return {}
         try:
             hello = await asyncio.wait_for(_read(reader), _START_SECONDS)
-        except (TimeoutError, OSError, ValueError):
-            hello = None
-        if hello is None or hello.get("ev") != "hello":
+            if hello is None or hello.get("ev") != "hello":
+                raise ValueError("no hello")  # noqa: TRY301 -- like any other nonsense
+            jobs = {str(job["job_id"]): int(job["pid"]) for job in hello["jobs"]}
+        except (TimeoutError, OSError, ValueError, KeyError, TypeError):
             await self._drop()
             return {}
+        self._jobs.update(jobs)
+        if hello.get("ready"):
+            self._events.put_nowait(RunnerReady(hello.get("versions") or {}))
         self._listen(reader)
-        return {str(job["job_id"]): int(job["pid"]) for job in hello.get("jobs", [])}
+        return jobs
 
     async def start(self, offer: Offer, server: str) -> None:
         """Hand over a job, starting the runner if it is not there.
@@ -87,9 +101,12 @@ class SubprocessRunner:
             async with self._starting:
                 if self._writer is None:
                     await self._launch()
+            jobs = self._jobs
+            jobs.add(offer.job_id)
             try:
                 await self._write(message)
             except RunnerError:
+                jobs.discard(offer.job_id)
                 if last_try:
                     raise
             else:
@@ -112,13 +129,15 @@ class SubprocessRunner:
         await self._drop()
 
     async def _write(self, message: dict[str, Any]) -> None:
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             raise RunnerError("the runner is not running")
         try:
-            self._writer.write(json.dumps(message).encode() + b"\n")
-            await self._writer.drain()
+            writer.write(json.dumps(message).encode() + b"\n")
+            await writer.drain()
         except OSError as error:
-            await self._drop()
+            # Its reader sees the end as well, and tells what has become of its other jobs.
+            self._hang_up(writer)
             raise RunnerError(f"the runner does not listen ({error})") from None
 
     async def _launch(self) -> None:
@@ -127,7 +146,9 @@ class SubprocessRunner:
             self._spawn()
             deadline = asyncio.get_running_loop().time() + _START_SECONDS
             while (reader := await self._connect()) is None:
-                if self._process is not None and self._process.poll() is not None:
+                if self._process is not None and self._process.poll() == EXIT_TAKEN:
+                    self._spawn()  # its predecessor has left its socket, but not quite its process
+                elif self._process is not None and self._process.poll() is not None:
                     raise RunnerError(f"the runner ended at once: {self._last_words()}")
                 if asyncio.get_running_loop().time() > deadline:
                     raise RunnerError(f"the runner did not start within {_START_SECONDS:.0f} s; see {self._log}")
@@ -170,13 +191,17 @@ class SubprocessRunner:
             writer.close()
             raise RunnerError(f"{self._socket}: belongs to another user's process; remove it")
         self._writer = writer
+        self._jobs = set()
         return reader
 
     def _listen(self, reader: asyncio.StreamReader) -> None:
-        self._reader_task = asyncio.create_task(self._read_events(reader), name="runner reader")
+        assert self._writer is not None
+        task = asyncio.create_task(self._read_events(reader, self._writer, self._jobs), name="runner reader")
+        self._readers.add(task)
+        task.add_done_callback(self._readers.discard)
 
-    async def _read_events(self, reader: asyncio.StreamReader) -> None:
-        problem = None
+    async def _read_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, jobs: set[str]) -> None:
+        problem, process = None, self._process
         try:
             while (message := await _read(reader)) is not None:
                 match message.get("ev"):
@@ -189,20 +214,26 @@ class SubprocessRunner:
                     case "started":
                         self._events.put_nowait(RunnerStarted(str(message["job_id"]), int(message["pid"])))
                     case "finished":
+                        jobs.discard(str(message["job_id"]))
                         self._events.put_nowait(RunnerEnded(str(message["job_id"])))
                     case "refused":
+                        jobs.discard(str(message["job_id"]))
                         self._events.put_nowait(RunnerRefused(str(message["job_id"]), str(message.get("detail"))))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass  # a runner that talks nonsense is as good as gone
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._process is not None:
+        self._hang_up(writer)
+        self._events.put_nowait(RunnerGone(problem, frozenset(jobs)))
+        if process is not None:
             # It closed its socket, so it is about to end; it must not stay behind as a zombie.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self._process.wait, 5)
-            self._process = None
-        self._events.put_nowait(RunnerGone(problem))
+                await asyncio.to_thread(process.wait, 5)
+            if self._process is process:
+                self._process = None
+
+    def _hang_up(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        if self._writer is writer:
+            self._writer = None
 
     async def _drop(self) -> None:
         writer, self._writer = self._writer, None
@@ -210,11 +241,9 @@ class SubprocessRunner:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-        task, self._reader_task = self._reader_task, None
-        if task is not None and task is not asyncio.current_task():
+        for task in list(self._readers):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._readers, return_exceptions=True)
 
 
 async def _read(reader: asyncio.StreamReader) -> dict[str, Any] | None:

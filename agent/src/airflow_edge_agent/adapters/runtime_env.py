@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -61,7 +62,12 @@ def check_runtime(python: Path) -> tuple[str | None, str | None]:
     """
     try:
         answer = subprocess.run(  # noqa: S603 -- the Python is the operator's choice
-            [str(python), "-I", "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
+            [str(python), "-I", "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            check=False,
         )
     except FileNotFoundError:
         return None, f"{python}: no such program; set runner.python to the Python of the task runtime"
@@ -78,4 +84,6 @@ def check_runtime(python: Path) -> tuple[str | None, str | None]:
             f"{python}: has no Task SDK; install apache-airflow-task-sdk there, or set runner.python to the Python "
             "of an environment that has it"
         )
+    if not re.fullmatch(r"\d[\w.+!-]{0,99}", version):
+        return None, f"{python}: is no Python; set runner.python to the Python of the task runtime"
     return version, None

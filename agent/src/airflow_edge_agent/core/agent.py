@@ -28,6 +28,7 @@ from airflow_edge_agent.core.events import (
 )
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.protocol.frames import (
+    MAX_JOBS,
     MAX_LOG_CHUNK_BYTES,
     Accept,
     AcceptAck,
@@ -40,6 +41,7 @@ from airflow_edge_agent.protocol.frames import (
     Maintenance,
     Offer,
     Refuse,
+    Result,
     ResultAck,
     Started,
     Status,
@@ -49,6 +51,9 @@ from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.protocol.states import TAKES_JOBS, AgentEvent, AgentState, can, next_state
 
 LABELS_SHOWN = 3
+
+TEXT_LENGTH = 2_000
+"""What a frame's text may hold."""
 
 EXIT_NAME_IN_USE = 75
 EXIT_PROTOCOL = 76
@@ -98,6 +103,7 @@ class AgentCore:
         self._stop_reason = ""
         self._ending_jobs = False
         self._idle_since_stop: float | None = None
+        self._left = False
         self._name_refused_at: float | None = None
         self._last_status: Status | None = None
         self._out: list[Instruction] = []
@@ -258,11 +264,19 @@ class AgentCore:
             return f"the agent is in state '{self.state}'"
         if self.slots_used + offer.slots > self.limits.concurrency:
             return f"{self.limits.concurrency - self.slots_used} slots free, {offer.slots} needed"
+        if len(self.jobs) >= MAX_JOBS:
+            return f"{len(self.jobs)} jobs are held here already; the server has not taken their results and logs"
         return None
 
     def _accept_acked(self, job_id: str, fence: int) -> None:
         job = self.jobs.get(job_id)
-        if job is None or job.fence != fence or job.phase is not Phase.ACCEPTING or job.offer is None:
+        if job is None:
+            # It came so late that the offer was dropped here, and the server would wait for this job as long as the
+            # session lasts. Had it run here before, the server would have its result and ignore this one.
+            late = "the confirmation came after the lease had ended"
+            self._out.append(Send(Result(job_id=job_id, fence=fence, outcome=Outcome.NOT_STARTED, detail=late)))
+            return
+        if job.fence != fence or job.phase is not Phase.ACCEPTING or job.offer is None:
             return
         offer = job.offer
         job.move(Phase.STARTING)
@@ -296,7 +310,7 @@ class AgentCore:
         job = self.jobs.get(event.job_id)
         if job is None or job.phase not in (Phase.STARTING, Phase.RUNNING):
             return
-        detail = event.detail
+        detail = event.detail and event.detail[:TEXT_LENGTH]
         if job.cancel_reason is not None and event.outcome is Outcome.KILLED:
             detail = job.cancel_reason
         job.move(Phase.FINISHED)
@@ -350,6 +364,7 @@ class AgentCore:
         self._say("info", f"maintenance {'on' if on else 'off'}" + (f": {comment}" if comment else ""))
 
     def _runtime_checked(self, problem: str | None) -> None:
+        problem = problem and problem[:TEXT_LENGTH]
         if problem == self.problem:
             return
         self.problem = problem
@@ -405,7 +420,7 @@ class AgentCore:
 
     def _leave(self, now: float) -> None:
         """Exit once a stop has been asked for, nothing runs, and the server knows or cannot be told."""
-        if self._stop_asked_at is None or any(job.holds_slots for job in self.jobs.values()):
+        if self._left or self._stop_asked_at is None or any(job.holds_slots for job in self.jobs.values()):
             return
         if self._idle_since_stop is None:
             self._idle_since_stop = now
@@ -416,6 +431,7 @@ class AgentCore:
             self._move(AgentEvent.CLEAR)
         if not delivered:
             self._say("warning", f"{self.undelivered} results wait on disk for the next start: the server is away")
+        self._left = True
         self._out.append(Send(Goodbye(state=self.state, reason=self._stop_reason)))
         self._out.append(Exit(0, self._stop_reason))
 

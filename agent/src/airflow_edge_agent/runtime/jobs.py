@@ -19,6 +19,9 @@ from airflow_edge_agent.ports import (
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.pump import Pump
 
+IDLE_SECONDS = 3.0
+"""How long without jobs counts as idle."""
+
 RECHECK_SECONDS = 30.0
 """How long a problem of the task runtime stands before it is looked at again."""
 
@@ -39,14 +42,14 @@ async def runner_loop(
                 pump.feed(store.ended(job_id) or lost)
             case RunnerRefused(job_id, detail):
                 pump.feed(JobEnded(job_id, Outcome.NOT_STARTED, detail=detail))
-            case RunnerGone(problem):
-                _runner_gone(pump, store, problem)
+            case RunnerGone(problem, jobs):
+                _runner_gone(pump, store, problem, jobs)
 
 
-def _runner_gone(pump: Pump, store: JobStore, problem: str | None) -> None:
+def _runner_gone(pump: Pump, store: JobStore, problem: str | None, jobs: frozenset[str]) -> None:
     if problem is not None:
         pump.feed(RuntimeChecked(problem))
-    for job in list(pump.core.jobs.values()):
+    for job in [job for job in pump.core.jobs.values() if job.job_id in jobs]:
         if job.phase is Phase.STARTING:
             fallback = JobEnded(job.job_id, Outcome.NOT_STARTED, detail=problem or "the runner ended before its start")
         elif job.phase is Phase.RUNNING:
@@ -78,6 +81,16 @@ async def runtime_loop(pump: Pump, check: Callable[[], str | None]) -> None:
             problem = await asyncio.to_thread(check)
             pump.feed(RuntimeChecked(problem))
         await asyncio.sleep(RECHECK_SECONDS)
+
+
+async def thrift_loop(pump: Pump, give_back: Callable[[], None]) -> None:
+    """When the agent has become idle, give back the memory that work or start-up has left free."""
+    while True:
+        await pump.idle.wait()
+        await asyncio.sleep(IDLE_SECONDS)
+        if pump.idle.is_set():
+            give_back()
+            await pump.busy.wait()
 
 
 async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> None:

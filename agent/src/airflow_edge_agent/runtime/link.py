@@ -70,6 +70,8 @@ class LinkLoop:
             except TransportError as error:
                 self._lost(str(error))
                 wait_for = error.retry_after_seconds
+            if self._pump.exiting.is_set():
+                await asyncio.Event().wait()  # goodbye has been said
             chance = random.random()  # noqa: S311 -- spreads load, guards nothing
             await asyncio.sleep(self._backoff.next_seconds(chance, at_least_seconds=wait_for))
 
@@ -99,6 +101,11 @@ class LinkLoop:
                 if opened:
                     sender = asyncio.create_task(self._send_forever(link), name="send")
                 elif not self._pump.core.connected:
+                    if not any(isinstance(frame, Close) for frame in frames):
+                        raise TransportError(
+                            "the server answered the hello with neither a welcome nor a reason; is server_url an "
+                            "Airflow with airflow-edge-server?"
+                        )
                     return  # closed by the server; the core has said what it thinks of it
         finally:
             if sender is not None:

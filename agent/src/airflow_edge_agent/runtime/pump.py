@@ -49,6 +49,8 @@ class Pump:
         self.outbox = Outbox()
         self.busy = asyncio.Event()
         """Set while there are jobs or a stop is under way: while time matters to the core."""
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._store = store
         self._runner = runner
         self._boot_id = boot_id
@@ -62,8 +64,10 @@ class Pump:
             self._do(instruction)
         if self.core.jobs or self.core.stopping:
             self.busy.set()
+            self.idle.clear()
         else:
             self.busy.clear()
+            self.idle.set()
 
     def leave(self, code: int, reason: str) -> None:
         """Make the agent exit."""
