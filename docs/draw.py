@@ -1,0 +1,109 @@
+"""Draws the state diagrams in states.md from the tables in the code. ``python docs/draw.py`` rewrites the file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from airflow_edge_agent.core.jobs import PHASES
+from airflow_edge_agent.protocol.jobs import JOB_TRANSITIONS, JobEvent, JobState, Outcome
+from airflow_edge_agent.protocol.states import AGENT_TRANSITIONS, AgentEvent, AgentState
+
+PAGE = Path(__file__).parent / "states.md"
+
+INTRODUCTION = """\
+# States
+
+This page is drawn from the tables in the code (`python docs/draw.py`); a test compares the two.
+
+## An agent
+
+The names are Airflow's own for edge workers. The agent decides its state and tells it; the server decides only for an
+agent that it cannot hear.
+
+"""
+
+AGENT_NOTES = """
+Maintenance can be asked for at the server (`airflow edge-agents maintenance on NAME`). It survives every way of going
+away: such an agent is *offline maintenance* and comes back in maintenance.
+
+## A job
+
+A job is one dispatch of one workload. A task instance that is deferred or rescheduled becomes a new job each time it
+is queued.
+
+"""
+
+OUTCOMES = """
+An offer carries a number, its *fence*, which grows with each offer of the job. Whoever answers with an older number is
+too late and is told so.
+
+### How a job ends
+
+| outcome | meaning |
+| --- | --- |
+"""
+
+PHASES_HEAD = """
+### On the agent
+
+"""
+
+
+def name(state: StrEnum) -> str:
+    """Return a name that Mermaid takes as an identifier."""
+    return str(state).replace(" ", "_")
+
+
+def diagram(transitions: Mapping[Any, StrEnum]) -> str:
+    """Draw a table as a Mermaid state diagram; events that change nothing are left out."""
+    arrows: dict[tuple[StrEnum, StrEnum], list[str]] = {}
+    for (state, event), target in transitions.items():
+        if state is not target:
+            arrows.setdefault((state, target), []).append(str(event))
+    lines = [f"    {name(a)} --> {name(b)}: {', '.join(events)}" for (a, b), events in arrows.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```", ""])
+
+
+def table(states: type[StrEnum], events: type[StrEnum], cells: Mapping[Any, StrEnum]) -> str:
+    """Write a table with a row for each state; an empty cell is an illegal transition."""
+    rows = [
+        "| | " + " | ".join(str(event) for event in events) + " |",
+        "| --- |" + " --- |" * len(events),
+    ]
+    rows += [
+        f"| **{state}** | " + " | ".join(str(cells.get((state, event), "")) for event in events) + " |"
+        for state in states
+    ]
+    return "\n".join([*rows, ""])
+
+
+def first_sentence(member: Outcome) -> str:
+    """Return what the source says below the member."""
+    source = inspect.getsource(Outcome)
+    after = source.split(f'{member.name} = "{member.value}"\n', 1)[1]
+    return " ".join(after.split('"""', 2)[1].split())
+
+
+def page() -> str:
+    """Write the whole page."""
+    phases = [f"    {a} --> {b}" for a, targets in PHASES.items() for b in sorted(targets)]
+    return "\n".join(
+        [
+            INTRODUCTION + diagram(AGENT_TRANSITIONS),
+            table(AgentState, AgentEvent, AGENT_TRANSITIONS) + AGENT_NOTES + diagram(JOB_TRANSITIONS),
+            table(JobState, JobEvent, JOB_TRANSITIONS)
+            + OUTCOMES
+            + "".join(f"| {outcome} | {first_sentence(outcome)} |\n" for outcome in Outcome)
+            + PHASES_HEAD
+            + "\n".join(["```mermaid", "stateDiagram-v2", *phases, "    finished --> [*]: result and log acknowledged"])
+            + "\n```\n",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
