@@ -1,0 +1,139 @@
+"""The one place that knows Airflow's versions and its private corners."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow.configuration import conf
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from airflow.api_fastapi.auth.tokens import JWTGenerator
+
+log = logging.getLogger(__name__)
+
+REMOTE_LOG_HINT = (
+    "To read the logs of finished tasks set [logging] remote_logging = True and "
+    "[logging] remote_base_log_folder = edge-agent:// for the api-server"
+)
+
+
+def airflow_version() -> str:
+    """Return the version of the installed Airflow."""
+    from airflow import __version__  # noqa: PLC0415  kept lazy with all of Airflow in here
+
+    return str(__version__)
+
+
+@functools.cache
+def _generator() -> tuple[JWTGenerator, float]:
+    from airflow.api_fastapi.auth.tokens import JWTGenerator, get_signing_args  # noqa: PLC0415  api-server only
+
+    valid_for = conf.getfloat("scheduler", "task_queued_timeout")
+    generator = JWTGenerator(
+        valid_for=valid_for,
+        audience=conf.get_mandatory_list_value("execution_api", "jwt_audience")[0],
+        issuer=conf.get("api_auth", "jwt_issuer", fallback=None),
+        # The same key must be known to all api-servers: never make one up here.
+        **get_signing_args(make_secret_key_if_needed=False),
+    )
+    return generator, valid_for
+
+
+def mint_token(ti_id: str) -> str:
+    """Return a token that starts this task instance or callback, and nothing else.
+
+    Valid for ``[scheduler] task_queued_timeout`` seconds. Its first use brings an execution token.
+
+    :raises airflow.exceptions.AirflowConfigException: when ``[api_auth]`` has no key to sign with.
+    """
+    generator, valid_for = _generator()
+    return str(generator.generate(extras={"sub": ti_id, "scope": "workload"}, valid_for=valid_for))
+
+
+def task_key(executor: Any, ti: Any, **known: Any) -> Hashable:
+    """Return what Airflow calls a task instance in its dealings with this executor.
+
+    :param known: ``try_number``, when the caller has it: asking a partly loaded instance would cost a query each.
+    """
+    if hasattr(executor, "get_task_key"):  # Airflow 3.4
+        return executor.get_task_key(ti)  # type: ignore[no-any-return]  # Airflow's own key, whatever it is
+    if "try_number" in known:
+        from airflow.models.taskinstancekey import TaskInstanceKey  # noqa: PLC0415  exists in this version
+
+        key: Hashable = TaskInstanceKey(
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=ti.run_id,
+            try_number=known["try_number"],
+            map_index=ti.map_index,
+        )
+        return key
+    return ti.key  # type: ignore[no-any-return]  # as above
+
+
+def callback_key(callback_id: str) -> Hashable:
+    """Return what Airflow calls a callback in its dealings with an executor."""
+    from airflow.models.callback import CallbackKey  # noqa: PLC0415  only where there are callbacks
+
+    key: Hashable = CallbackKey(id=callback_id)
+    return key
+
+
+def install_log_reader() -> bool:
+    """Let this process read the logs that agents have delivered, before any other place.
+
+    Airflow keeps one reader per process, in private hands. A reader that is configured stays, and is asked for every
+    log that did not come from an agent. Safe to call again.
+
+    :return: whether it is in place. If not, a warning says what to configure.
+    """
+    if log_reader_installed():
+        return True
+    from airflow_edge_server.log_io import EdgeLogIO  # noqa: PLC0415  api-server only
+
+    try:
+        from airflow import logging_config  # noqa: PLC0415  private use, guarded
+
+        configured = logging_config.get_remote_task_log()
+        connection = logging_config.get_default_remote_conn_id()
+        logging_config._ActiveLoggingConfig.set(EdgeLogIO(configured), connection)  # noqa: SLF001  no public way
+    except Exception as error:  # noqa: BLE001  whatever a future version does there must not stop the api-server
+        log.warning(
+            "Logs from agents cannot be shown by themselves in Airflow %s (%s: %s). %s.",
+            airflow_version(),
+            type(error).__name__,
+            error,
+            REMOTE_LOG_HINT,
+        )
+        return False
+    return log_reader_installed()
+
+
+def log_reader_installed() -> bool:
+    """Tell whether Airflow asks our reader for logs in this process."""
+    from airflow_edge_server.log_io import EdgeLogIO  # noqa: PLC0415  api-server only
+
+    try:
+        from airflow.logging_config import get_remote_task_log  # noqa: PLC0415  private use, guarded
+
+        return isinstance(get_remote_task_log(), EdgeLogIO)
+    except Exception:  # noqa: BLE001  as above
+        return False
+
+
+def local_log_files(relative_path: str) -> list[str]:
+    """Return the files of a log, those of triggers included, that lie in this host's own log folder."""
+    from pathlib import Path  # noqa: PLC0415  as all in here
+
+    base = Path(conf.get_mandatory_value("logging", "base_log_folder")).resolve()
+    path = base / relative_path
+    try:
+        found = sorted(path.parent.glob(path.name + "*"))
+    except (OSError, ValueError):
+        return []
+    # What is written below the log folder by others may be a link to anywhere.
+    return [str(file) for file in found if file.is_file() and file.resolve().is_relative_to(base)]

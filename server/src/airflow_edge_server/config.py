@@ -1,0 +1,70 @@
+"""The ``[edge_agent]`` section, typed and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from airflow.configuration import conf
+from airflow.exceptions import AirflowConfigException
+
+SECTION = "edge_agent"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``[edge_agent]``."""
+
+    api_enabled: bool
+    heartbeat_seconds: float
+    lease_seconds: float
+    agent_timeout_seconds: float
+    disconnect_grace_seconds: float
+    job_retention_days: float
+    log_retention_days: float
+    execution_api_url: str | None
+
+
+def load(source: Any = conf) -> Settings:
+    """Read the section.
+
+    :param source: Airflow's configuration, or that of one team (an executor's ``conf``).
+    :raises AirflowConfigException: when a value is no number, out of bounds, or contradicts another. The message names
+        section, option and value.
+    """
+    url = source.get(SECTION, "execution_api_url", fallback=None)
+    settings = Settings(
+        api_enabled=source.getboolean(SECTION, "api_enabled", fallback=False),
+        heartbeat_seconds=_number(source, "heartbeat_interval", 25, 0.1, 3_600),
+        lease_seconds=_number(source, "lease_seconds", 10, 1, 3_600),
+        agent_timeout_seconds=_number(source, "agent_timeout", 75, 1, 86_400),
+        disconnect_grace_seconds=_number(source, "disconnect_grace", 300, 1, 30 * 86_400),
+        job_retention_days=_number(source, "job_retention", 7, 0, 36_500),
+        log_retention_days=_number(source, "log_retention", 30, 0, 36_500),
+        execution_api_url=(url or "").strip() or None,
+    )
+    if settings.agent_timeout_seconds <= settings.heartbeat_seconds:
+        raise AirflowConfigException(
+            f"[{SECTION}] agent_timeout ({settings.agent_timeout_seconds:g}) must be longer than "
+            f"heartbeat_interval ({settings.heartbeat_seconds:g})"
+        )
+    if settings.disconnect_grace_seconds < settings.agent_timeout_seconds:
+        raise AirflowConfigException(
+            f"[{SECTION}] disconnect_grace ({settings.disconnect_grace_seconds:g}) must not be shorter than "
+            f"agent_timeout ({settings.agent_timeout_seconds:g})"
+        )
+    url = settings.execution_api_url
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise AirflowConfigException(f"[{SECTION}] execution_api_url must begin with http:// or https://, got {url!r}")
+    return settings
+
+
+def _number(source: Any, option: str, default: float, least: float, most: float) -> float:
+    text = str(source.get(SECTION, option, fallback=default))
+    try:
+        value = float(text)
+    except ValueError:
+        raise AirflowConfigException(f"[{SECTION}] {option} must be a number, got {text!r}") from None
+    if not least <= value <= most:
+        raise AirflowConfigException(f"[{SECTION}] {option} must be between {least:g} and {most:g}, got {text!r}")
+    return value

@@ -1,0 +1,88 @@
+"""What nobody asks for, but some scheduler must do: notice silent agents, end their jobs, delete what is old.
+
+Every scheduler does it; each change is made only where things are still as they were read.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from airflow_edge_server import config
+from airflow_edge_server.store import agents, purge, queue
+from airflow_edge_server.store.transaction import airflow_sessions, write
+
+log = logging.getLogger(__name__)
+
+STALE_QUEUED_SECONDS = 30.0
+"""How old a queued job must be before it is asked whether its task still waits."""
+
+PURGE_SECONDS = 600.0
+"""How often old jobs and logs are looked for, once there is nothing left to delete."""
+
+
+class Housekeeping:
+    """The sweeps of one executor.
+
+    :param source: its configuration, read anew for each sweep.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._stale_after = ""
+        self.next_purge = 0.0
+        """When to look for old rows again, in monotonic seconds."""
+
+    def sweep(self) -> None:
+        """Do one round.
+
+        :raises sqlalchemy.exc.DBAPIError: when the database refuses; the next round does what this one did not.
+        """
+        settings = config.load(self._source)
+        self._notice_silent_agents(settings)
+        self._end_lost_jobs(settings)
+        self._revoke_stale_jobs()
+        now = time.monotonic()
+        if now >= self.next_purge:
+            self.next_purge = now if self._purge(settings).more else now + PURGE_SECONDS
+
+    def _notice_silent_agents(self, settings: config.Settings) -> None:
+        for agent in write(
+            airflow_sessions,
+            lambda session: agents.sweep_liveness(session, timeout_seconds=settings.agent_timeout_seconds),
+        ):
+            log.warning(
+                "Agent %s has not been heard of since %s: it is now '%s'",
+                agent.name,
+                agent.last_contact_at.isoformat(timespec="seconds"),
+                agent.state,
+            )
+
+    def _end_lost_jobs(self, settings: config.Settings) -> None:
+        for lost in write(
+            airflow_sessions,
+            lambda session: queue.end_lost(session, grace_seconds=settings.disconnect_grace_seconds),
+        ):
+            log.warning(
+                "Job %s is taken away from agent %s, which is gone: %s",
+                lost.id,
+                lost.agent_name,
+                "queued again" if lost.requeued else "lost",
+            )
+
+    def _revoke_stale_jobs(self) -> None:
+        self._stale_after, revoked = write(
+            airflow_sessions,
+            lambda session: queue.revoke_stale(session, after=self._stale_after, age_seconds=STALE_QUEUED_SECONDS),
+        )
+        if revoked:
+            log.info("%d queued jobs were taken back: their tasks do not wait for them any more", revoked)
+
+    def _purge(self, settings: config.Settings) -> purge.Purged:
+        return write(
+            airflow_sessions,
+            lambda session: purge.purge_batch(
+                session, job_days=settings.job_retention_days, log_days=settings.log_retention_days
+            ),
+        )

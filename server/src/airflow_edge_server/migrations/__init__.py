@@ -1,0 +1,1 @@
+"""Migrations of our tables. Run by Airflow's database commands."""

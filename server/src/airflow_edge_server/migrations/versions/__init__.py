@@ -1,0 +1,1 @@
+"""One file per revision; their numbers give the order for people, their ids for Alembic."""

@@ -1,0 +1,93 @@
+"""What Airflow learns of this distribution: executor, commands, tables and configuration.
+
+Airflow imports this in every process: keep it free of imports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the metadata behind the ``apache_airflow_provider`` entry point.
+
+    The plugin is not listed here: it has an entry point of its own, and named twice it would be loaded twice.
+    """
+    return {
+        "package-name": "airflow-edge-server",
+        "name": "Edge agents",
+        "description": "Runs tasks on agents at remote sites that dial out to Airflow.",
+        "executors": ["airflow_edge_server.executor.EdgeExecutor"],
+        "cli": ["airflow_edge_server.cli.get_edge_agents_commands"],
+        "db-managers": ["airflow_edge_server.store.db.EdgeAgentDBManager"],
+        "remote-logging": [{"classpath": "airflow_edge_server.log_io.EdgeLogIO", "scheme": "edge-agent"}],
+        "config": {
+            "edge_agent": {
+                "description": "Edge agents: the API they talk to, and how patient Airflow is with them.\n",
+                "options": {
+                    "api_enabled": _option(
+                        "boolean",
+                        "False",
+                        "True",
+                        "Whether the api-server serves agents, below ``/edge-agents``.\n",
+                    ),
+                    "heartbeat_interval": _option(
+                        "float",
+                        "25",
+                        "25",
+                        "Seconds between two heartbeats of an agent, and the longest wait of one of its requests.\n",
+                    ),
+                    "lease_seconds": _option(
+                        "float",
+                        "10",
+                        "10",
+                        "Seconds that an agent has to accept a job offered to it. After that the job is offered\n"
+                        "to another.\n",
+                    ),
+                    "agent_timeout": _option(
+                        "float",
+                        "75",
+                        "75",
+                        "Seconds without contact after which an agent is shown as ``unknown``. Must be longer than\n"
+                        "``heartbeat_interval``.\n",
+                    ),
+                    "disconnect_grace": _option(
+                        "float",
+                        "300",
+                        "300",
+                        "Seconds without contact after which the jobs of an agent are ended as lost. A task that\n"
+                        "still sends its own heartbeats to Airflow is left alone.\n",
+                    ),
+                    "job_retention": _option(
+                        "float",
+                        "7",
+                        "7",
+                        "Days that a finished job without a log is kept. One with a log is kept as long as the log.\n",
+                    ),
+                    "log_retention": _option(
+                        "float",
+                        "30",
+                        "30",
+                        "Days that the log of a finished job is kept in the metadata database.\n",
+                    ),
+                    "execution_api_url": _option(
+                        "string",
+                        None,
+                        "https://airflow.example.com/execution/",
+                        "Where tasks on agents find Airflow's Execution API. Not set: below the server URL that\n"
+                        "each agent is configured with.\n",
+                    ),
+                },
+            },
+        },
+    }
+
+
+def _option(kind: str, default: str | None, example: str, description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
+    }

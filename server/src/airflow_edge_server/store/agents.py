@@ -1,0 +1,116 @@
+"""Agents as rows: listed, put into maintenance, and noticed when they fall silent."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+
+from airflow_edge_agent.protocol.frames import NAME_PATTERN
+from airflow_edge_agent.protocol.states import (
+    CONNECTED_STATES,
+    IN_MAINTENANCE,
+    AgentEvent,
+    AgentState,
+    can,
+    next_state,
+)
+from airflow_edge_server.store.models import EdgeAgent
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+def is_agent_name(name: str) -> bool:
+    """Tell whether this may be the name of an agent."""
+    return _NAME.fullmatch(name) is not None
+
+
+def list_agents(session: Session) -> list[EdgeAgent]:
+    """Return all agents by name."""
+    return list(session.scalars(select(EdgeAgent).order_by(EdgeAgent.name)))
+
+
+def ensure_agent(session: Session, name: str) -> EdgeAgent:
+    """Return the agent's row; one that is new is offline and has never been heard of.
+
+    :raises ValueError: when the name breaks the rules for names.
+    """
+    if not is_agent_name(name):
+        raise ValueError(f"{name!r} is no agent name")
+    agent = session.get(EdgeAgent, name)
+    if agent is None:
+        agent = EdgeAgent(name=name, state=AgentState.OFFLINE.value)
+        session.add(agent)
+        session.flush()
+    return agent
+
+
+def set_maintenance(session: Session, name: str, *, on: bool, comment: str | None, by: str | None) -> EdgeAgent | None:
+    """Ask for maintenance of an agent, or for the end of it.
+
+    A connected agent learns it with its next exchange and changes its state itself; the state of one that is not
+    connected changes at once, and it comes back in that state.
+
+    :return: the agent; ``None``: there is none of that name.
+    """
+    agent = session.get(EdgeAgent, name, with_for_update=True)
+    if agent is None:
+        return None
+    state = AgentState(agent.state)
+    event = AgentEvent.MAINTENANCE_ON if on else AgentEvent.MAINTENANCE_OFF
+    if state not in CONNECTED_STATES and can(state, event):
+        agent.state = next_state(state, event).value
+    changes = on != (state in IN_MAINTENANCE)
+    agent.maintenance_wanted = on
+    if changes or comment is not None:
+        agent.maintenance_comment = comment
+        agent.maintenance_by = by
+        agent.maintenance_since = datetime.now(UTC)
+    session.flush()
+    return agent
+
+
+@dataclass(frozen=True)
+class SilentAgent:
+    """An agent that has just been found silent."""
+
+    name: str
+    state: AgentState
+    """What it is shown as from now on."""
+    last_contact_at: datetime
+
+
+def sweep_liveness(session: Session, *, timeout_seconds: float) -> list[SilentAgent]:
+    """Move agents that have not been heard of for that long out of the connected states.
+
+    Each is changed only if it is still as it was read, so that several schedulers may do this at once and an agent
+    that comes back at this moment wins.
+    """
+    before = datetime.now(UTC) - timedelta(seconds=timeout_seconds)
+    rows = session.execute(
+        select(EdgeAgent.name, EdgeAgent.state, EdgeAgent.last_contact_at).where(
+            EdgeAgent.state.in_([state.value for state in CONNECTED_STATES]), EdgeAgent.last_contact_at < before
+        )
+    ).all()
+    silent = []
+    for row in rows:
+        state = next_state(AgentState(row.state), AgentEvent.LOST)
+        result = session.execute(
+            update(EdgeAgent)
+            .where(
+                EdgeAgent.name == row.name,
+                EdgeAgent.state == row.state,
+                EdgeAgent.last_contact_at == row.last_contact_at,
+            )
+            .values(state=state.value)
+            .execution_options(synchronize_session=False)
+        )
+        if getattr(result, "rowcount", 0):
+            silent.append(SilentAgent(name=row.name, state=state, last_contact_at=row.last_contact_at))
+    return silent

@@ -1,0 +1,81 @@
+"""Deletes what is older than its retention, a little at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, select, update
+
+from airflow_edge_agent.protocol.jobs import JobState
+from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+BATCH_JOBS = 200
+"""Most jobs in one call."""
+
+BATCH_LOG_BYTES = 32 * 1024 * 1024
+"""About how many bytes of log one call deletes, so that no transaction holds its locks for long."""
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What one call deleted."""
+
+    jobs: int = 0
+    logs: int = 0
+    more: bool = False
+    """Whether there is more to delete."""
+
+
+def purge_batch(session: Session, *, job_days: float, log_days: float) -> Purged:
+    """Delete one batch of finished jobs and their logs, and leave the commit to the caller.
+
+    A log goes ``log_days`` after its job finished; a job goes ``job_days`` after it finished and when its log is gone,
+    because the log is found through it. Rows that another scheduler is deleting are left to it.
+    """
+    now = datetime.now(UTC)
+    finished = EdgeAgentJob.state == JobState.FINISHED.value
+    logged = session.execute(
+        select(EdgeAgentJob.id, EdgeAgentJob.log_next_offset)
+        .where(finished, EdgeAgentJob.log_next_offset > 0, EdgeAgentJob.finished_at < now - timedelta(days=log_days))
+        .order_by(EdgeAgentJob.finished_at)
+        .limit(BATCH_JOBS)
+        .with_for_update(skip_locked=True)
+    ).all()
+    chosen: list[str] = []
+    size = 0
+    for job_id, length in logged:
+        chosen.append(job_id)
+        size += length
+        if size >= BATCH_LOG_BYTES:
+            break
+    if chosen:
+        session.execute(delete(EdgeAgentLog).where(EdgeAgentLog.job_id.in_(chosen)))
+        session.execute(
+            update(EdgeAgentJob)
+            .where(EdgeAgentJob.id.in_(chosen))
+            .values(log_next_offset=0, log_key=None)
+            .execution_options(synchronize_session=False)
+        )
+    bare = list(
+        session.scalars(
+            select(EdgeAgentJob.id)
+            .where(
+                finished, EdgeAgentJob.log_next_offset == 0, EdgeAgentJob.finished_at < now - timedelta(days=job_days)
+            )
+            .order_by(EdgeAgentJob.finished_at)
+            .limit(BATCH_JOBS)
+            .with_for_update(skip_locked=True)
+        )
+    )
+    if bare:
+        session.execute(delete(EdgeAgentJob).where(EdgeAgentJob.id.in_(bare)))
+    return Purged(
+        jobs=len(bare),
+        logs=len(chosen),
+        more=len(bare) == BATCH_JOBS or len(logged) == BATCH_JOBS or len(chosen) < len(logged),
+    )
