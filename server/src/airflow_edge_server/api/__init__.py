@@ -1,0 +1,1 @@
+"""The agent API: what agents talk to, inside of Airflow's api-server."""

@@ -1,0 +1,116 @@
+"""The agent API as an app that Airflow's api-server mounts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from airflow_edge_agent.protocol import EXCHANGE_PATH
+from airflow_edge_server import __version__, compat, config
+from airflow_edge_server.api.auth import TokenGate
+from airflow_edge_server.api.exchange import BODY_SECONDS, Exchange
+from airflow_edge_server.api.hub import Hub, Pace
+from airflow_edge_server.api.service import Service
+from airflow_edge_server.api.stopping import StopNotice
+from airflow_edge_server.store.db import schema_problem
+from airflow_edge_server.store.dispatch import Mint
+from airflow_edge_server.store.transaction import Sessions, airflow_sessions
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+"""Threads for the requests of agents; the dispatcher has one of its own."""
+
+_LOOK_AGAIN_SECONDS = 5.0
+
+
+class _Readiness:
+    """Whether our tables are as this version needs them. Looked up until they are, then never again."""
+
+    def __init__(self, sessions: Sessions, threads: ThreadPoolExecutor) -> None:
+        self._sessions = sessions
+        self._threads = threads
+        self._problem = "the api-server is starting"
+        self._usable = False
+        self._looked_at = -_LOOK_AGAIN_SECONDS
+        self._lock = asyncio.Lock()
+
+    async def problem(self) -> str | None:
+        """Return what is wrong, in one line; ``None``: nothing."""
+        if self._usable:
+            return None
+        async with self._lock:
+            if self._is_due():
+                found = await asyncio.get_running_loop().run_in_executor(self._threads, self._look)
+                if found is not None and found != self._problem:
+                    log.error("The agent API cannot work: %s", found)
+                self._problem = found or ""
+                self._usable = found is None
+                self._looked_at = time.monotonic()
+        return self._problem or None
+
+    def _is_due(self) -> bool:
+        return not self._usable and time.monotonic() - self._looked_at >= _LOOK_AGAIN_SECONDS
+
+    def _look(self) -> str | None:
+        try:
+            with self._sessions() as session:
+                return schema_problem(session)
+        except SQLAlchemyError as error:
+            return f"the metadata database cannot be read ({type(error).__name__}): check [database] sql_alchemy_conn"
+
+
+def create_app(
+    settings: config.Settings | None = None,
+    *,
+    sessions: Sessions = airflow_sessions,
+    mint: Mint = compat.mint_token,
+    on_start: Callable[[], object] = compat.install_log_reader,
+    pace: Pace | None = None,
+    body_seconds: float = BODY_SECONDS,
+) -> FastAPI:
+    """Build the app.
+
+    :param settings: as configured, unless given.
+    :param sessions: opens sessions on the metadata database.
+    :param mint: makes the token of a workload, given the id of its task instance or callback.
+    :param on_start: called when the server starts.
+    :raises airflow.exceptions.AirflowConfigException: when the configuration is not valid.
+    """
+    settings = settings or config.load()
+    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="edge-agents")
+    dispatcher = ThreadPoolExecutor(1, thread_name_prefix="edge-agents-dispatcher")
+    readiness = _Readiness(sessions, threads)
+    hub = Hub(sessions, dispatcher, lease_seconds=settings.lease_seconds, mint=mint, pace=pace)
+    service = Service(settings, sessions, server_version=__version__, airflow_version=compat.airflow_version())
+    exchange = Exchange(
+        service, hub, threads, longest_wait_seconds=settings.heartbeat_seconds, body_seconds=body_seconds
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        on_start()
+        await readiness.problem()
+        notice = StopNotice(hub.stop_polls)
+        notice.install()
+        hub.start()
+        try:
+            yield
+        finally:
+            notice.remove()
+            await hub.stop()
+            threads.shutdown(wait=False)
+            dispatcher.shutdown(wait=False)
+
+    # No pages that describe the API: it is for agents.
+    app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_route(EXCHANGE_PATH, exchange.handle, methods=["POST"])
+    app.add_middleware(TokenGate, sessions=sessions, threads=threads, problem=readiness.problem)
+    return app

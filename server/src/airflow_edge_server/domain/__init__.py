@@ -1,0 +1,1 @@
+"""The server's decisions, pure: facts in, decisions out. No database, no clock, no Airflow."""

@@ -1,0 +1,358 @@
+"""Offers: what waits, who gets it, and what becomes of an offer that nobody accepts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Result, and_, func, or_, select, update
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.orm import Session
+
+from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer
+from airflow_edge_agent.protocol.jobs import HELD_STATES, JobEvent, JobState, Outcome, next_job_state
+from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.domain.agents import takes_jobs
+from airflow_edge_server.domain.dispatch import Assignment, FreeAgent, QueuedJob, plan
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
+from airflow_edge_server.store.transaction import Sessions, locked, read, write
+
+log = logging.getLogger(__name__)
+
+MAX_CANDIDATES = 200
+"""Most queued jobs looked at in one go."""
+
+MAX_OFFERS_PER_POLL = 32
+
+MAX_WORKLOAD_BYTES = 1024 * 1024
+"""Largest workload that can be offered: an answer must hold it, and more."""
+
+_MAX_OFFER_BYTES = MAX_BATCH_BYTES // 2
+
+Mint = Callable[[str], str]
+"""Makes the token of a workload, given the id of its task instance or callback."""
+
+
+class MintError(RuntimeError):
+    """Airflow cannot make the token of a workload. The message says for which job, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An agent whose poll waits in this process."""
+
+    name: str
+    session_id: str
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much an agent can take, by its own word and by the jobs it holds."""
+
+    session_id: str | None
+    queues: frozenset[str]
+    team_name: str | None
+    free_slots: int
+    """Zero when it is in no state to work."""
+
+
+@dataclass(slots=True)
+class Dispatched:
+    """What one round of the dispatcher brought."""
+
+    offers: dict[str, list[Offer]] = field(default_factory=dict)
+    """By agent."""
+    rooms: dict[str, Room] = field(default_factory=dict)
+    """Of the waiting agents, as read for this round; empty when no job waited for anyone."""
+
+
+def dispatch(
+    sessions: Sessions,
+    waiting: Sequence[Waiting],
+    rooms: Mapping[str, Room],
+    *,
+    now: datetime,
+    lease_seconds: float,
+    mint: Mint,
+) -> Dispatched:
+    """Offer queued jobs to waiting agents.
+
+    :param rooms: what is known of them; decides only whether it is worth while to look, the database has the last word.
+    :raises MintError: when no token can be made; nothing is offered then.
+    :raises sqlalchemy.exc.DBAPIError: when the database fails.
+    """
+    hopeful = [w for w in waiting if w.name in rooms and rooms[w.name].free_slots > 0]
+
+    def look(session: Session) -> tuple[list[Assignment], dict[str, Room]]:
+        candidates = find_candidates(session, [rooms[w.name] for w in hopeful])
+        if not candidates:
+            return [], {}
+        fresh = read_rooms(session, [w.name for w in hopeful])
+        return _plan(candidates, hopeful, fresh), fresh
+
+    if not hopeful:
+        return Dispatched()
+    assignments, fresh = read(sessions, look)
+    if not assignments:
+        return Dispatched(rooms=fresh)
+    offers = write(
+        sessions,
+        lambda session: _claim(session, assignments, hopeful, now=now, lease_seconds=lease_seconds, mint=mint),
+    )
+    return Dispatched(offers, fresh)
+
+
+def find_candidates(session: Session, rooms: Iterable[Room]) -> list[QueuedJob]:
+    """Return the first queued jobs that fit at least one of the agents, in the order in which they are served."""
+    largest: dict[tuple[str, str | None], int] = {}
+    for room in rooms:
+        for queue in room.queues:
+            place = (queue, room.team_name)
+            largest[place] = max(largest.get(place, 0), room.free_slots)
+    by_size: dict[tuple[str | None, int], list[str]] = {}
+    for (queue, team), slots in largest.items():
+        if slots > 0:
+            by_size.setdefault((team, slots), []).append(queue)
+    if not by_size:
+        return []
+    job = EdgeAgentJob
+    fits = [
+        and_(job.queue.in_(sorted(queues)), job.slots <= slots, _same_team(team))
+        for (team, slots), queues in by_size.items()
+    ]
+    rows = session.execute(
+        select(job.id, job.kind, job.queue, job.slots, job.priority_weight, job.queued_at, job.team_name)
+        .where(job.state == JobState.QUEUED, job.cancel_reason.is_(None), or_(*fits))
+        .order_by(job.kind, job.priority_weight.desc(), job.queued_at)
+        .limit(MAX_CANDIDATES)
+    )
+    return [QueuedJob(*row) for row in rows]
+
+
+def _same_team(team: str | None) -> Any:
+    return EdgeAgentJob.team_name.is_(None) if team is None else EdgeAgentJob.team_name == team
+
+
+def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) -> dict[str, Room]:
+    """Return how much room these agents have.
+
+    :param lock: lock their rows, and leave out those that are locked already.
+    """
+    if not names:
+        return {}
+    agent, job = EdgeAgent, EdgeAgentJob
+    query = (
+        select(
+            agent.name,
+            agent.session_id,
+            agent.queues,
+            agent.team_name,
+            agent.state,
+            agent.problem,
+            agent.slots_total,
+            agent.slots_used,
+        )
+        .where(agent.name.in_(names))
+        .order_by(agent.name)
+    )
+    rows = session.execute(locked(query, session, skip_locked=True) if lock else query).all()
+    held: dict[str | None, int] = {
+        name: int(slots)
+        for name, slots in session.execute(
+            select(job.agent_name, func.sum(job.slots))
+            .where(job.agent_name.in_(names), job.state.in_(HELD_STATES))
+            .group_by(job.agent_name)
+        )
+    }
+    rooms = {}
+    for row in rows:
+        free = row.slots_total - max(row.slots_used, held.get(row.name, 0))
+        able = takes_jobs(AgentState(row.state), row.problem)
+        rooms[row.name] = Room(row.session_id, frozenset(row.queues), row.team_name, max(free, 0) if able else 0)
+    return rooms
+
+
+def _plan(jobs: Iterable[QueuedJob], waiting: Iterable[Waiting], rooms: Mapping[str, Room]) -> list[Assignment]:
+    agents = [
+        FreeAgent(w.name, rooms[w.name].queues, rooms[w.name].free_slots, rooms[w.name].team_name, w.turn)
+        for w in waiting
+        if w.name in rooms and rooms[w.name].session_id == w.session_id
+    ]
+    return plan(jobs, agents, most_per_agent=MAX_OFFERS_PER_POLL)
+
+
+def _claim(
+    session: Session,
+    assignments: Sequence[Assignment],
+    waiting: Iterable[Waiting],
+    *,
+    now: datetime,
+    lease_seconds: float,
+    mint: Mint,
+) -> dict[str, list[Offer]]:
+    """Turn a plan into offers; what has changed since it was made is left out."""
+    session_of = {w.name: w.session_id for w in waiting}
+    rooms = read_rooms(session, sorted({a.agent_name for a in assignments}), lock=True)
+    free = {name: room.free_slots for name, room in rooms.items() if room.session_id == session_of[name]}
+    wanted = [a.job_id for a in assignments if a.agent_name in free]
+    query = select(EdgeAgentJob).where(EdgeAgentJob.id.in_(wanted), EdgeAgentJob.state == JobState.QUEUED)
+    jobs = {job.id: job for job in session.scalars(locked(query, session, skip_locked=True))}
+
+    offers: dict[str, list[Offer]] = {}
+    offered_bytes = dict.fromkeys(free, 0)
+    for assignment in assignments:
+        job = jobs.get(assignment.job_id)
+        name = assignment.agent_name
+        if job is None or job.slots > free.get(name, 0):
+            continue
+        size = len(json.dumps(job.workload))
+        if size > MAX_WORKLOAD_BYTES:
+            _end_undeliverable(session, job, f"its workload of {size} bytes is too large to be sent to an agent", now)
+            continue
+        if offered_bytes[name] + size > _MAX_OFFER_BYTES:
+            continue
+        try:
+            offer = _offer(job, lease_seconds=lease_seconds, mint=mint)
+        except ValidationError as error:
+            _end_undeliverable(session, job, f"no offer can be made of it: {error.errors()[0]['msg']}", now)
+            continue
+        if not _compare_and_set(
+            session,
+            job,
+            state=next_job_state(JobState.QUEUED, JobEvent.OFFER),
+            fence=offer.fence,
+            agent_name=name,
+            offered_at=now,
+            lease_until=now + timedelta(seconds=lease_seconds),
+        ):
+            continue
+        offers.setdefault(name, []).append(offer)
+        offered_bytes[name] += size
+        free[name] -= max(job.slots, 1)
+    # The rows were changed by statements of their own, not through these objects.
+    session.expunge_all()
+    return offers
+
+
+def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint) -> Offer:
+    try:
+        token = mint(job.ti_id)
+    except Exception as error:
+        raise MintError(f"no token can be made for job {job.id}: {type(error).__name__}: {error}") from error
+    return Offer(
+        job_id=job.id,
+        fence=job.fence + 1,
+        kind="callback" if job.kind == "callback" else "task",
+        slots=job.slots,
+        queue=job.queue[:200],
+        lease_seconds=lease_seconds,
+        label=label_of(job),
+        token=token,
+        workload=job.workload,
+    )
+
+
+def label_of(job: EdgeAgentJob) -> str:
+    """Return what people call the job."""
+    if job.dag_id is None or job.task_id is None:
+        return f"{job.kind} {job.ti_id}"
+    index = f"[{job.map_index}]" if job.map_index >= 0 else ""
+    return f"{job.dag_id}.{job.task_id}{index} try {job.try_number} of run {job.run_id}"[:200]
+
+
+def _end_undeliverable(session: Session, job: EdgeAgentJob, detail: str, now: datetime) -> None:
+    log.error("Job %s (%s) cannot be offered: %s.", job.id, label_of(job), detail)
+    _compare_and_set(
+        session,
+        job,
+        state=next_job_state(JobState.QUEUED, JobEvent.END),
+        outcome=Outcome.NOT_STARTED,
+        detail=detail,
+        finished_at=now,
+    )
+
+
+def _compare_and_set(session: Session, job: EdgeAgentJob, **values: Any) -> bool:
+    """Change a queued job if it is still as it was read; databases without row locks depend on this."""
+    statement = update(EdgeAgentJob).where(
+        EdgeAgentJob.id == job.id,
+        EdgeAgentJob.state == JobState.QUEUED,
+        EdgeAgentJob.fence == job.fence,
+        EdgeAgentJob.cancel_reason.is_(None),
+    )
+    return changed(session.execute(statement.values(**values).execution_options(synchronize_session=False))) == 1
+
+
+def changed(result: Result[Any]) -> int:
+    """Return how many rows a statement changed."""
+    return result.rowcount if isinstance(result, CursorResult) else 0
+
+
+def give_back(sessions: Sessions, offers: Iterable[Offer]) -> int:
+    """Return offers to their queue that could not be handed to their agent; return how many were."""
+    fences = [(offer.job_id, offer.fence) for offer in offers]
+    if not fences:
+        return 0
+
+    def work(session: Session) -> int:
+        return sum(_return_offer(session, job_id, fence) for job_id, fence in sorted(fences))
+
+    return write(sessions, work)
+
+
+def sweep(sessions: Sessions, *, now: datetime) -> int:
+    """Return offers whose lease has ended to their queue, end cancelled jobs that nobody has; return how many."""
+    job = EdgeAgentJob
+    due = or_(
+        and_(job.state == JobState.OFFERED, or_(job.lease_until < now, job.cancel_reason.is_not(None))),
+        and_(job.state == JobState.QUEUED, job.cancel_reason.is_not(None)),
+    )
+    query = select(job.id, job.state, job.fence, job.agent_name, job.cancel_reason).where(due).limit(MAX_CANDIDATES)
+    found = read(sessions, lambda session: session.execute(query).all())
+    if not found:
+        return 0
+
+    def work(session: Session) -> int:
+        count = 0
+        for row in sorted(found, key=lambda row: row.id):
+            if row.cancel_reason is None:
+                count += _return_offer(session, row.id, row.fence)
+                continue
+            statement = update(job).where(job.id == row.id, job.state == row.state, job.fence == row.fence)
+            count += changed(
+                session.execute(
+                    statement.values(
+                        state=next_job_state(JobState(row.state), JobEvent.END),
+                        outcome=Outcome.REVOKED,
+                        detail=row.cancel_reason,
+                        lease_until=None,
+                        finished_at=now,
+                    )
+                )
+            )
+        return count
+
+    count = write(sessions, work)
+    for row in found:
+        if row.state == JobState.OFFERED and row.cancel_reason is None:
+            log.info("Job %s was not accepted by agent %s in time.", row.id, row.agent_name)
+    return count
+
+
+def _return_offer(session: Session, job_id: str, fence: int) -> int:
+    statement = update(EdgeAgentJob).where(
+        EdgeAgentJob.id == job_id, EdgeAgentJob.state == JobState.OFFERED, EdgeAgentJob.fence == fence
+    )
+    values = {
+        "state": next_job_state(JobState.OFFERED, JobEvent.LEASE_EXPIRED),
+        "agent_name": None,
+        "lease_until": None,
+        "offered_at": None,
+    }
+    return changed(session.execute(statement.values(**values).execution_options(synchronize_session=False)))

@@ -1,0 +1,188 @@
+"""What agents say about jobs, applied to the rows of one transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from airflow_edge_agent.protocol.codec import unpack_log
+from airflow_edge_agent.protocol.frames import (
+    Accept,
+    AcceptAck,
+    Cancel,
+    Log,
+    LogAck,
+    Refuse,
+    Result,
+    ResultAck,
+    ServerFrame,
+    Started,
+)
+from airflow_edge_agent.protocol.jobs import JobEvent, JobState, Outcome, next_job_state
+from airflow_edge_server.domain.jobs import event_of_result, is_legal
+from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
+from airflow_edge_server.store.transaction import locked
+
+log = logging.getLogger(__name__)
+
+_LOG_STATES = frozenset({JobState.ACCEPTED, JobState.RUNNING, JobState.FINISHED})
+
+
+def clean(text: str) -> str:
+    """Return the text without NUL, which not every database can store."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+class JobBook:
+    """The rows of the jobs that one batch speaks about, locked until the transaction ends.
+
+    A frame about a job that the agent does not hold, or with another fence than the job's, changes nothing.
+    """
+
+    def __init__(self, session: Session, agent_name: str, now: datetime, job_ids: Collection[str]) -> None:
+        self._session = session
+        self._agent_name = agent_name
+        self._now = now
+        self._warned: set[str] = set()
+        self.requeued = False
+        """Whether a job went back to its queue."""
+        query = select(EdgeAgentJob).where(EdgeAgentJob.id.in_(sorted(set(job_ids)))).order_by(EdgeAgentJob.id)
+        self._jobs = {job.id: job for job in session.scalars(locked(query, session))} if job_ids else {}
+
+    def get(self, job_id: str) -> EdgeAgentJob | None:
+        """Return the row, whosever it is."""
+        return self._jobs.get(job_id)
+
+    def values(self) -> list[EdgeAgentJob]:
+        """Return all rows that were found."""
+        return list(self._jobs.values())
+
+    def accept(self, frame: Accept) -> ServerFrame:
+        """Give the job to the agent, unless its offer is not valid any more."""
+        job = self._own(frame.job_id, frame.fence)
+        if job is None:
+            return self._drop(frame.job_id, frame.fence)
+        state = JobState(job.state)
+        if state is JobState.OFFERED and job.cancel_reason is not None:
+            self.apply(job, JobEvent.END, outcome=Outcome.REVOKED, detail=job.cancel_reason)
+        if job.cancel_reason is not None:
+            return Cancel(job_id=job.id, fence=job.fence, reason=job.cancel_reason)
+        if not is_legal(state, JobEvent.ACCEPT):
+            return self._drop(frame.job_id, frame.fence, job.detail)
+        self.apply(job, JobEvent.ACCEPT)
+        return AcceptAck(job_id=job.id, fence=job.fence)
+
+    def refuse(self, frame: Refuse) -> ServerFrame | None:
+        """Return the job to its queue."""
+        job = self._own(frame.job_id, frame.fence)
+        if job is not None and is_legal(JobState(job.state), JobEvent.REFUSE):
+            log.info("Agent %s refused job %s: %s", self._agent_name, job.id, clean(frame.reason))
+            self.apply(job, JobEvent.REFUSE)
+        return None
+
+    def started(self, frame: Started) -> ServerFrame | None:
+        """Note that the job runs."""
+        job = self._own(frame.job_id, frame.fence)
+        if job is None or not is_legal(JobState(job.state), JobEvent.START):
+            return self._drop(frame.job_id, frame.fence)
+        if job.state == JobState.FINISHED:
+            # Its result may have overtaken this frame; if however the server has ended it, the agent must know.
+            ended_here = job.outcome in {Outcome.LOST, Outcome.REVOKED}
+            return self._drop(frame.job_id, frame.fence, job.detail) if ended_here else None
+        self.apply(job, JobEvent.START)
+        return None
+
+    def result(self, frame: Result) -> ServerFrame:
+        """Store how the job ended. Always acknowledged, so that the agent can let go of it."""
+        answer = ResultAck(job_id=frame.job_id, fence=frame.fence)
+        job = self._own(frame.job_id, frame.fence)
+        if job is None or job.state == JobState.FINISHED:
+            return answer
+        cancelled = job.cancel_reason is not None
+        event = event_of_result(JobState(job.state), frame.outcome, offers=job.fence, cancelled=cancelled)
+        if event is None:
+            self._warn(f"reported the result of job {job.id} in state '{job.state}'; ignored")
+            return answer
+        detail = None if frame.detail is None else clean(frame.detail)
+        if event is JobEvent.RETURN:
+            log.warning("Agent %s could not start job %s (%s): %s", self._agent_name, job.id, frame.outcome, detail)
+        else:
+            job.exit_code = frame.exit_code
+            job.usage = frame.usage.model_dump(exclude_none=True)
+            job.log_bytes = frame.log_bytes
+        self.apply(job, event, outcome=frame.outcome, detail=detail)
+        return answer
+
+    def append_log(self, frame: Log) -> LogAck:
+        """Append a piece of log, without what is there already.
+
+        :raises FrameError: when the data cannot be decoded.
+        """
+        data = unpack_log(frame.data)
+        end = frame.offset + len(data)
+        job = self._jobs.get(frame.job_id)
+        if job is None or job.agent_name != self._agent_name or job.state not in _LOG_STATES:
+            self._warn(f"sent log of job {frame.job_id}, which is not its own; dropped")
+            return LogAck(job_id=frame.job_id, next_offset=min(end, 2**63 - 1))
+        start = job.log_next_offset
+        if frame.offset <= start < end:
+            self._session.add(EdgeAgentLog(job_id=job.id, offset=start, data=data[start - frame.offset :]))
+            job.log_next_offset = end
+        return LogAck(job_id=job.id, next_offset=job.log_next_offset)
+
+    def apply(
+        self, job: EdgeAgentJob, event: JobEvent, *, outcome: Outcome | None = None, detail: str | None = None
+    ) -> None:
+        """Let an event happen to a job.
+
+        :raises IllegalTransition: when the table of job states forbids it; nothing has changed then.
+        """
+        before = JobState(job.state)
+        after = next_job_state(before, event)
+        if after is before:
+            return
+        job.state = after
+        if after is JobState.QUEUED:
+            self._reset(job)
+        elif after is JobState.ACCEPTED:
+            job.accepted_at = self._now
+            job.lease_until = None
+        elif after is JobState.RUNNING:
+            job.started_at = self._now
+        elif after is JobState.FINISHED:
+            job.finished_at = self._now
+            job.lease_until = None
+            job.outcome = outcome
+            job.detail = detail
+
+    def _reset(self, job: EdgeAgentJob) -> None:
+        """Make it as it was before it was offered; only the count of offers stays."""
+        job.agent_name = None
+        job.lease_until = job.offered_at = job.accepted_at = job.started_at = None
+        if job.log_next_offset:
+            # A piece of this very batch must be there to be deleted.
+            self._session.flush()
+            self._session.execute(delete(EdgeAgentLog).where(EdgeAgentLog.job_id == job.id))
+            job.log_next_offset = 0
+        self.requeued = True
+
+    def _own(self, job_id: str, fence: int) -> EdgeAgentJob | None:
+        job = self._jobs.get(job_id)
+        if job is not None and job.agent_name not in {self._agent_name, None}:
+            self._warn(f"spoke about job {job_id}, which is not its own; ignored")
+        return job if job is not None and job.agent_name == self._agent_name and job.fence == fence else None
+
+    def _drop(self, job_id: str, fence: int, reason: str | None = None) -> Cancel:
+        job = self._jobs.get(job_id)
+        if reason is None:
+            reason = "the server does not know this job" if job is None else "the offer is not valid any more"
+        return Cancel(job_id=job_id, fence=fence, reason=reason)
+
+    def _warn(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            log.warning("Agent %s %s.", self._agent_name, what)

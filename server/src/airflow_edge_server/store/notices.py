@@ -1,0 +1,61 @@
+"""What waiting agents have to be told beside offers, read for all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from airflow_edge_agent.protocol.frames import Cancel, Maintenance
+from airflow_edge_agent.protocol.jobs import JobState
+from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.domain.agents import maintenance_order
+from airflow_edge_server.store.dispatch import Room, read_rooms
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentToken
+
+MAX_CANCELS_PER_POLL = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What there is to tell, by agent."""
+
+    rooms: dict[str, Room]
+    cancels: dict[str, list[Cancel]]
+    maintenance: dict[str, Maintenance]
+    revoked_tokens: frozenset[str]
+    """Ids of tokens that are not valid any more."""
+
+
+def read_notices(session: Session, names: Sequence[str], token_ids: Sequence[str]) -> Notices:
+    """Read what these agents have to be told."""
+    job, agent, token = EdgeAgentJob, EdgeAgent, EdgeAgentToken
+    cancels: dict[str, list[Cancel]] = {}
+    for row in session.execute(
+        select(job.id, job.agent_name, job.fence, job.cancel_reason).where(
+            job.agent_name.in_(names),
+            job.state.in_([JobState.ACCEPTED, JobState.RUNNING]),
+            job.cancel_reason.is_not(None),
+        )
+    ):
+        told = cancels.setdefault(row.agent_name, [])
+        if len(told) < MAX_CANCELS_PER_POLL:
+            told.append(Cancel(job_id=row.id, fence=row.fence, reason=row.cancel_reason[:2_000]))
+    maintenance = {}
+    for name, state, wanted, comment in session.execute(
+        select(agent.name, agent.state, agent.maintenance_wanted, agent.maintenance_comment).where(
+            agent.name.in_(names), agent.maintenance_wanted.is_not(None)
+        )
+    ):
+        order = maintenance_order(AgentState(state), wanted=wanted)
+        if order is not None:
+            maintenance[name] = Maintenance(on=order, comment=None if comment is None else comment[:2_000])
+    valid = session.scalars(select(token.id).where(token.id.in_(token_ids), token.revoked_at.is_(None)))
+    return Notices(
+        rooms=read_rooms(session, names),
+        cancels=cancels,
+        maintenance=maintenance,
+        revoked_tokens=frozenset(token_ids) - frozenset(valid),
+    )

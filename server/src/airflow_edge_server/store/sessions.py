@@ -1,0 +1,203 @@
+"""Sessions of agents: hello, what a connected agent says of itself, goodbye."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
+from airflow_edge_agent.protocol.frames import (
+    AcceptAck,
+    Cancel,
+    Close,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LogAck,
+    ServerFrame,
+    Status,
+    Versions,
+)
+from airflow_edge_agent.protocol.jobs import HELD_STATES, JobEvent, JobState
+from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.domain.agents import (
+    maintenance_at_hello,
+    state_at_goodbye,
+    state_at_hello,
+    wish_after_status,
+)
+from airflow_edge_server.domain.identity import Claimant, Incumbent, refusal
+from airflow_edge_server.domain.reconcile import ServerJob, Step, reconcile
+from airflow_edge_server.store.jobs import JobBook, clean
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
+from airflow_edge_server.store.transaction import locked
+
+_CONTACT_RESOLUTION = timedelta(seconds=5)
+"""How exactly the last contact is kept: not every piece of log is worth a write to the agent's row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session that a hello has opened."""
+
+    session_id: str
+    protocol: int
+    maintenance: bool | None
+    reconciled: list[ServerFrame]
+    """What the agent has to be told about the jobs it listed."""
+    took_over: bool
+    """Whether another session of that name ended by it."""
+    requeued: bool
+
+
+def find_agent(session: Session, name: str) -> EdgeAgent | None:
+    """Return the agent's row, locked: everything an agent does happens one after the other."""
+    return session.scalars(locked(select(EdgeAgent).where(EdgeAgent.name == name), session)).one_or_none()
+
+
+def session_fault(agent: EdgeAgent | None, session_id: str | None) -> Close | None:
+    """Return what ends a request of a session that is not the agent's current one; ``None``: it is."""
+    if agent is None or agent.session_id is None or session_id is None:
+        return Close(code="session_unknown", message="there is no such session: say hello first")
+    if agent.session_id != session_id:
+        return Close(
+            code="superseded",
+            message=f"another session of {agent.name!r} has taken over, from host {agent.hostname} "
+            f"(agent id {agent.agent_id}, boot id {agent.boot_id})",
+        )
+    return None
+
+
+def open_session(session: Session, hello: Hello, *, now: datetime, heartbeat_seconds: float) -> Opened | Close:
+    """Open a session and reconcile the jobs, or say why not."""
+    protocol = min(hello.protocol_max, PROTOCOL_VERSION)
+    if protocol < max(hello.protocol_min, PROTOCOL_OLDEST):
+        return Close(
+            code="protocol_mismatch",
+            message=f"the agent speaks protocol {hello.protocol_min} to {hello.protocol_max}, "
+            f"the server {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}: upgrade the older side",
+        )
+    agent = find_agent(session, hello.name)
+    incumbent = None if agent is None else _incumbent(agent, now)
+    claimant = Claimant(hello.agent_id, clean(hello.boot_id), clean(hello.hostname))
+    reason = refusal(hello.name, incumbent, claimant, heartbeat_seconds=heartbeat_seconds)
+    if reason is not None:
+        return Close(code="name_in_use", message=reason)
+
+    if agent is None:
+        agent = EdgeAgent(name=hello.name, state=AgentState.OFFLINE, first_seen_at=now, metrics={})
+        session.add(agent)
+    took_over = agent.session_id is not None
+    rebooted = agent.boot_id is not None and agent.boot_id != claimant.boot_id
+    agent.state = state_at_hello(
+        AgentState(agent.state),
+        hello.state,
+        same_instance=agent.instance_id == hello.instance_id,
+        wanted=agent.maintenance_wanted,
+    )
+    agent.problem = None
+    agent.agent_id, agent.boot_id, agent.hostname = claimant.agent_id, claimant.boot_id, claimant.hostname
+    agent.instance_id = hello.instance_id
+    agent.session_id = str(uuid.uuid4())
+    agent.queues = sorted({clean(queue) for queue in hello.queues})
+    agent.slots_total = hello.concurrency
+    agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
+    agent.versions = _versions(hello.versions)
+    agent.first_seen_at = agent.first_seen_at or now
+    agent.connected_at = agent.last_contact_at = now
+    # A second hello of the same new name must find this row, or collide with it.
+    session.flush()
+    frames, requeued = _reconcile(session, hello, now=now, rebooted=rebooted)
+    return Opened(
+        session_id=agent.session_id,
+        protocol=protocol,
+        maintenance=maintenance_at_hello(AgentState(agent.state), wanted=agent.maintenance_wanted),
+        reconciled=frames,
+        took_over=took_over,
+        requeued=requeued,
+    )
+
+
+def _incumbent(agent: EdgeAgent, now: datetime) -> Incumbent:
+    silent = None if agent.last_contact_at is None else (now - agent.last_contact_at).total_seconds()
+    return Incumbent(agent.agent_id, agent.boot_id, agent.hostname, agent.session_id, AgentState(agent.state), silent)
+
+
+def _versions(versions: Versions) -> dict[str, Any]:
+    return {key: clean(value) for key, value in versions.model_dump(exclude_none=True).items()}
+
+
+def _reconcile(session: Session, hello: Hello, *, now: datetime, rebooted: bool) -> tuple[list[ServerFrame], bool]:
+    job = EdgeAgentJob
+    listed = {entry.job_id for entry in hello.jobs}
+    mine = (job.agent_name == hello.name) & job.state.in_(HELD_STATES)
+    ids = session.scalars(select(job.id).where(or_(mine, job.id.in_(sorted(listed))))).all()
+    book = JobBook(session, hello.name, now, ids)
+    known = [
+        ServerJob(row.id, JobState(row.state), row.fence, row.agent_name, row.cancel_reason, row.detail)
+        for row in book.values()
+    ]
+    steps = reconcile(hello.name, hello.jobs, known, rebooted=rebooted)
+    frames = [frame for step in steps for frame in _take_step(book, step)]
+    return frames, book.requeued
+
+
+def _take_step(book: JobBook, step: Step) -> list[ServerFrame]:
+    row = book.get(step.job_id)
+    for event in step.events if row is not None else ():
+        assert row is not None
+        book.apply(row, event, outcome=step.outcome, detail=step.detail)
+    frames: list[ServerFrame] = []
+    if step.cancel is not None:
+        frames.append(Cancel(job_id=step.job_id, fence=step.fence, reason=step.cancel))
+    if step.acknowledge:
+        frames.append(AcceptAck(job_id=step.job_id, fence=step.fence))
+    if step.tell_log_offset and row is not None:
+        frames.append(LogAck(job_id=step.job_id, next_offset=row.log_next_offset))
+    return frames
+
+
+def note_contact(agent: EdgeAgent, now: datetime) -> None:
+    """Note that the agent has been heard of."""
+    if agent.last_contact_at is None or now - agent.last_contact_at >= _CONTACT_RESOLUTION:
+        agent.last_contact_at = now
+
+
+def note_status(agent: EdgeAgent, frame: Status) -> None:
+    """Store what the agent says about its state and slots."""
+    agent.state = frame.state
+    agent.slots_total = frame.slots_total
+    agent.slots_used = frame.slots_used
+    agent.problem = None if frame.problem is None else clean(frame.problem)
+    agent.maintenance_wanted = wish_after_status(frame.state, wanted=agent.maintenance_wanted)
+
+
+def note_heartbeat(agent: EdgeAgent, frame: Heartbeat, now: datetime) -> None:
+    """Store the metrics of a heartbeat."""
+    agent.metrics = frame.metrics.model_dump(mode="json", exclude_none=True)
+    agent.last_contact_at = now
+    if frame.versions is not None:
+        agent.versions = _versions(frame.versions)
+
+
+def close_session(session: Session, agent: EdgeAgent, frame: Goodbye, now: datetime) -> bool:
+    """End the agent's session; return whether offers it has not answered went back to their queues.
+
+    Jobs it has accepted stay its own: a runner outlives its daemon, and the next hello tells what became of them.
+    """
+    job = EdgeAgentJob
+    ids = session.scalars(select(job.id).where(job.agent_name == agent.name, job.state == JobState.OFFERED)).all()
+    book = JobBook(session, agent.name, now, ids)
+    for row in book.values():
+        if row.state == JobState.OFFERED and row.agent_name == agent.name:
+            book.apply(row, JobEvent.RETURN)
+    agent.state = state_at_goodbye(AgentState(agent.state), frame.state)
+    agent.slots_used = 0
+    agent.session_id = None
+    agent.last_contact_at = now
+    return book.requeued

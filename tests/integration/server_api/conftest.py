@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, running
+
+if TYPE_CHECKING:
+    from harness.postgres import Postgres
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/metadata.db"
+    server: Postgres = request.getfixturevalue("postgres_server")
+    return server.create_database()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+async def client(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(build_app(database)) as client:
+        yield client
+
+
+@pytest.fixture
+def make_agent(database: Database, client: httpx.AsyncClient) -> MakeAgent:
+    def make(name: str = "factory", **given: Any) -> FakeAgent:
+        return FakeAgent(client, name, database.token(name), **given)
+
+    return make
+
+
+@pytest.fixture
+def agent(make_agent: MakeAgent) -> FakeAgent:
+    return make_agent()

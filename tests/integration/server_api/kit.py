@@ -1,0 +1,264 @@
+"""A database, the real app and agents of few words, for the tests of the agent API."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import httpx
+from airflow.utils.orm_event_handlers import setup_event_handlers
+from fastapi import FastAPI
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from airflow_edge_agent.protocol import PROTOCOL_VERSION
+from airflow_edge_agent.protocol.codec import decode_server_frame, encode_batch
+from airflow_edge_agent.protocol.frames import (
+    Accept,
+    AnyFrame,
+    Heartbeat,
+    HeldJob,
+    Hello,
+    Metrics,
+    Offer,
+    ServerFrame,
+    Started,
+    Status,
+    Versions,
+    Welcome,
+)
+from airflow_edge_agent.protocol.jobs import JobState
+from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.api.app import create_app
+from airflow_edge_server.api.hub import Pace
+from airflow_edge_server.config import Settings
+from airflow_edge_server.store.db import EdgeAgentDBManager
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog, metadata
+from airflow_edge_server.store.tokens import create_token
+
+SETTINGS = Settings(
+    api_enabled=True,
+    heartbeat_seconds=5,
+    lease_seconds=30,
+    agent_timeout_seconds=75,
+    disconnect_grace_seconds=300,
+    job_retention_days=7,
+    log_retention_days=30,
+    execution_api_url=None,
+)
+PACE = Pace(busy_seconds=0.05, notices_seconds=0.1, shortest_seconds=0.01)
+
+F = TypeVar("F")
+
+
+class Database:
+    """A metadata database with our tables in it, and nothing else."""
+
+    def __init__(self, url: str, *, migrated: bool = True, fresh: bool = True) -> None:
+        arguments: dict[str, Any] = {"check_same_thread": False} if url.startswith("sqlite") else {}
+        self.engine: Engine = create_engine(url, connect_args=arguments, pool_size=10)
+        setup_event_handlers(self.engine)
+        self._maker = sessionmaker(self.engine, autoflush=False, expire_on_commit=False)
+        if not fresh:
+            return
+        metadata.drop_all(self.engine)
+        with self.engine.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS alembic_version_edge_agent"))
+        if migrated:
+            self.migrate()
+
+    def migrate(self) -> None:
+        metadata.create_all(self.engine)
+        (head,) = EdgeAgentDBManager.revision_heads_map.values()
+        with self.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE alembic_version_edge_agent (version_num VARCHAR(32) NOT NULL)"))
+            connection.execute(text("INSERT INTO alembic_version_edge_agent VALUES (:head)"), {"head": head})
+
+    @contextmanager
+    def sessions(self) -> Iterator[Session]:
+        with self._maker() as session:
+            try:
+                yield session
+                session.commit()
+            except BaseException:
+                session.rollback()
+                raise
+
+    def open(self) -> AbstractContextManager[Session]:
+        return self.sessions()
+
+    def token(self, name: str) -> str:
+        with self.sessions() as session:
+            return create_token(session, name)
+
+    def add_job(self, **values: Any) -> str:
+        job_id = str(uuid.uuid4())
+        given: dict[str, Any] = {
+            "id": job_id,
+            "kind": "task",
+            "state": JobState.QUEUED.value,
+            "owner": "scheduler-1",
+            "queue": "default",
+            "ti_id": str(uuid.uuid4()),
+            "dag_id": "dag",
+            "task_id": "task",
+            "run_id": "run",
+            "workload": {"type": "ExecuteTask", "ti": {"id": "x"}},
+            "queued_at": datetime.now(UTC),
+            **values,
+        }
+        with self.sessions() as session:
+            session.add(EdgeAgentJob(**given))
+        return str(given["id"])
+
+    def job(self, job_id: str) -> EdgeAgentJob:
+        with self.sessions() as session:
+            job = session.get(EdgeAgentJob, job_id)
+            assert job is not None
+            session.expunge(job)
+            return job
+
+    def set_job(self, job_id: str, **values: Any) -> None:
+        with self.sessions() as session:
+            job = session.get(EdgeAgentJob, job_id)
+            for key, value in values.items():
+                setattr(job, key, value)
+
+    def agent(self, name: str) -> EdgeAgent:
+        with self.sessions() as session:
+            agent = session.get(EdgeAgent, name)
+            assert agent is not None
+            session.expunge(agent)
+            return agent
+
+    def set_agent(self, name: str, **values: Any) -> None:
+        with self.sessions() as session:
+            agent = session.get(EdgeAgent, name)
+            for key, value in values.items():
+                setattr(agent, key, value)
+
+    def log(self, job_id: str) -> bytes:
+        with self.sessions() as session:
+            rows = session.query(EdgeAgentLog).filter_by(job_id=job_id).order_by(EdgeAgentLog.offset).all()
+            position = 0
+            for row in rows:
+                assert row.offset == position, "pieces must follow each other without gap"
+                position += len(row.data)
+            return b"".join(row.data for row in rows)
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def build_app(database: Database, **given: Any) -> FastAPI:
+    options: dict[str, Any] = {
+        "settings": SETTINGS,
+        "sessions": database.open,
+        "mint": lambda ti_id: f"token of {ti_id}",
+        "on_start": lambda: None,
+        "pace": PACE,
+        **given,
+    }
+    return create_app(**options)
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the app's lifespan and yield a client without credentials."""
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client:
+            yield client
+
+
+@dataclass
+class FakeAgent:
+    """Says what the tests want said."""
+
+    client: httpx.AsyncClient
+    name: str
+    token: str
+    queues: list[str] = field(default_factory=lambda: ["default"])
+    slots: int = 4
+    agent_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    boot_id: str = "boot-1"
+    instance_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    hostname: str = "host-1"
+    session_id: str | None = None
+
+    async def post(self, content: bytes) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return await self.client.post("/v1/exchange", content=content, headers=headers)
+
+    async def exchange(self, *frames: AnyFrame, wait: float = 0, session_id: str | None = None) -> list[ServerFrame]:
+        content = encode_batch(list(frames), session_id=session_id or self.session_id, wait_seconds=wait)
+        response = await self.post(content)
+        assert response.status_code == 200, (response.status_code, response.text)
+        return [decode_server_frame(frame) for frame in response.json()["frames"]]
+
+    def hello_frame(self, *jobs: HeldJob, **given: Any) -> Hello:
+        values: dict[str, Any] = {
+            "protocol_min": 1,
+            "protocol_max": PROTOCOL_VERSION,
+            "name": self.name,
+            "agent_id": self.agent_id,
+            "boot_id": self.boot_id,
+            "instance_id": self.instance_id,
+            "hostname": self.hostname,
+            "versions": Versions(agent="1", python="3.11"),
+            "queues": self.queues,
+            "concurrency": self.slots,
+            "state": AgentState.STARTING,
+            "jobs": list(jobs),
+            **given,
+        }
+        return Hello(**values)
+
+    async def hello(self, *jobs: HeldJob, **given: Any) -> list[ServerFrame]:
+        content = encode_batch([self.hello_frame(*jobs, **given)])
+        response = await self.post(content)
+        assert response.status_code == 200, response.text
+        frames = [decode_server_frame(frame) for frame in response.json()["frames"]]
+        if frames and isinstance(frames[0], Welcome):
+            self.session_id = frames[0].session_id
+        return frames
+
+    def status(self, used: int = 0, state: AgentState = AgentState.IDLE, **given: Any) -> Status:
+        return Status(state=state, slots_total=self.slots, slots_used=used, **given)
+
+    async def poll(self, used: int = 0, *, wait: float = 5, **given: Any) -> list[ServerFrame]:
+        heartbeat = Heartbeat(metrics=Metrics(cpu_percent=1), sent_at=datetime.now(UTC))
+        return await self.exchange(self.status(used, **given), heartbeat, wait=wait)
+
+    async def offers(self, used: int = 0, **given: Any) -> list[Offer]:
+        return only(await self.poll(used, **given), Offer)
+
+    async def take(self, *, start: bool = False) -> Offer:
+        """Wait for one offer and accept it."""
+        (offer,) = await self.offers()
+        await self.exchange(Accept(job_id=offer.job_id, fence=offer.fence))
+        if start:
+            await self.exchange(Started(job_id=offer.job_id, fence=offer.fence, pid=1))
+        return offer
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
+    """Wait for a condition that only looking can tell."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  the database and other processes set no event
+            await asyncio.sleep(0.01)
+
+
+def only(frames: list[ServerFrame], kind: type[F]) -> list[F]:
+    """Return the frames; all of them must be of that kind."""
+    wrong = [frame for frame in frames if not isinstance(frame, kind)]
+    assert not wrong, wrong
+    return [frame for frame in frames if isinstance(frame, kind)]
+
+
+MakeAgent = Callable[..., FakeAgent]

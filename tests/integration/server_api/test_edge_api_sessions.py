@@ -1,0 +1,272 @@
+"""Hello, takeover, maintenance, goodbye, and the two lists of jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from airflow_edge_agent.protocol.frames import (
+    Accept,
+    AcceptAck,
+    Cancel,
+    Close,
+    Goodbye,
+    HeldJob,
+    LogAck,
+    Maintenance,
+    Result,
+    ResultAck,
+    Started,
+    Welcome,
+)
+from airflow_edge_agent.protocol.jobs import JobState, Outcome
+from airflow_edge_agent.protocol.states import AgentState
+from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, only, running, until
+
+
+async def test_hello_is_welcomed_and_stored(database: Database, agent: FakeAgent) -> None:
+    (welcome,) = only(await agent.hello(), Welcome)
+    assert welcome.intervals.heartbeat_seconds == 5
+    assert welcome.maintenance is None
+    assert abs(welcome.server_time - datetime.now(UTC)) < timedelta(seconds=30)
+    row = database.agent("factory")
+    assert (row.session_id, row.agent_id, row.boot_id) == (welcome.session_id, agent.agent_id, "boot-1")
+    assert (row.state, row.queues, row.slots_total, row.slots_used) == ("starting", ["default"], 4, 0)
+    assert row.first_seen_at == row.connected_at == row.last_contact_at
+
+
+async def test_two_first_hellos_at_once_give_one_session(database: Database, agent: FakeAgent) -> None:
+    first, second = await asyncio.gather(agent.hello(), agent.hello())
+    sessions = {only(frames, Welcome)[0].session_id for frames in (first, second)}
+    assert len(sessions) == 2
+    assert database.agent("factory").session_id in sessions
+
+
+async def test_protocols_that_do_not_fit_are_closed(agent: FakeAgent) -> None:
+    (close,) = only(await agent.hello(protocol_min=2, protocol_max=9), Close)
+    assert close.code == "protocol_mismatch"
+    assert "2 to 9" in close.message
+    assert "1 to 1" in close.message
+
+
+async def test_the_token_decides_the_name(agent: FakeAgent) -> None:
+    (close,) = only(await agent.hello(name="somebody-else"), Close)
+    assert close.code == "name_mismatch"
+
+
+async def test_without_hello_there_is_no_session(agent: FakeAgent) -> None:
+    for session_id in (None, str(uuid.uuid4())):
+        (close,) = only(await agent.exchange(agent.status(), session_id=session_id), Close)
+        assert close.code == "session_unknown"
+
+
+async def test_a_clone_is_refused_and_the_first_goes_on(agent: FakeAgent, make_agent: MakeAgent) -> None:
+    await agent.hello()
+    clone = make_agent(hostname="host-2", boot_id="boot-2", agent_id=agent.agent_id)
+    (close,) = only(await clone.hello(), Close)
+    assert close.code == "name_in_use"
+    assert "host-1" in close.message
+    assert "host-2" in close.message
+    assert await agent.exchange(agent.status()) == []
+
+
+async def test_a_silent_agent_loses_its_name(database: Database, agent: FakeAgent, make_agent: MakeAgent) -> None:
+    await agent.hello()
+    database.set_agent("factory", last_contact_at=datetime.now(UTC) - timedelta(seconds=16))
+    other = make_agent(hostname="host-2", boot_id="boot-2")
+    only(await other.hello(), Welcome)
+    (close,) = only(await agent.exchange(agent.status()), Close)
+    assert close.code == "superseded"
+    assert "host-2" in close.message
+
+
+async def test_a_restarted_agent_takes_over_and_the_old_poll_ends(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    assert not await agent.poll(wait=0.1)
+    old = agent.session_id
+    poll = asyncio.create_task(agent.poll(wait=5))
+    await until(lambda: database.agent("factory").state == AgentState.IDLE)
+    started = time.monotonic()
+    agent.instance_id = str(uuid.uuid4())
+    only(await agent.hello(), Welcome)
+    frames = await poll
+    assert time.monotonic() - started < 2
+    assert all(isinstance(frame, Close) and frame.code == "superseded" for frame in frames)
+    (close,) = only(await agent.exchange(session_id=old), Close)
+    assert close.code == "superseded"
+
+
+async def test_a_second_poll_ends_the_first(agent: FakeAgent) -> None:
+    await agent.hello()
+    first = asyncio.create_task(agent.poll(wait=5))
+    second = asyncio.create_task(agent.poll(wait=5))
+    done, pending = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED, timeout=2)
+    assert len(done) == 1
+    assert done.pop().result() == []
+    for task in pending:
+        task.cancel()
+
+
+async def test_status_and_heartbeat_are_stored(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    database.set_agent("factory", last_contact_at=datetime.now(UTC) - timedelta(seconds=9))
+    await agent.poll(3, wait=0, state=AgentState.RUNNING, problem="disk full")
+    row = database.agent("factory")
+    assert (row.state, row.slots_used, row.slots_total, row.problem) == ("running", 3, 4, "disk full")
+    assert row.metrics == {"cpu_percent": 1}
+    assert row.last_contact_at is not None
+    assert datetime.now(UTC) - row.last_contact_at < timedelta(seconds=5)
+
+
+async def test_goodbye_ends_the_session_and_returns_offers(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    job_id = database.add_job()
+    await agent.offers()
+    await agent.exchange(Goodbye(state=AgentState.OFFLINE, reason="stopped"))
+    row = database.agent("factory")
+    assert (row.state, row.session_id, row.slots_used) == ("offline", None, 0)
+    assert database.job(job_id).state == JobState.QUEUED
+    (close,) = only(await agent.exchange(agent.status()), Close)
+    assert close.code == "session_unknown"
+
+
+async def test_goodbye_in_maintenance_comes_back_in_maintenance(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    await agent.exchange(agent.status(state=AgentState.MAINTENANCE_MODE))
+    await agent.exchange(Goodbye(state=AgentState.OFFLINE_MAINTENANCE, reason="stopped"))
+    assert database.agent("factory").state == AgentState.OFFLINE_MAINTENANCE
+    agent.instance_id = str(uuid.uuid4())
+    (welcome,) = only(await agent.hello(), Welcome)
+    assert welcome.maintenance is True
+    assert database.agent("factory").state == AgentState.MAINTENANCE_REQUEST
+
+
+async def test_maintenance_reaches_a_waiting_poll_and_stops_offers(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    assert not await agent.poll(wait=0.1)
+    poll = asyncio.create_task(agent.poll())
+    database.set_agent("factory", maintenance_wanted=True, maintenance_comment="new disk")
+    assert only(await poll, Maintenance) == [Maintenance(on=True, comment="new disk")]
+    database.add_job()
+    assert await agent.poll(wait=0.5, state=AgentState.MAINTENANCE_MODE) == []
+    database.set_agent("factory", maintenance_wanted=False)
+    (frame,) = only(await agent.poll(state=AgentState.MAINTENANCE_MODE), Maintenance)
+    assert frame.on is False
+    assert len(await agent.offers()) == 1
+    assert database.agent("factory").maintenance_wanted is None
+
+
+async def test_a_maintenance_order_is_not_repeated_at_once(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    database.set_agent("factory", maintenance_wanted=True)
+    assert len(await agent.poll()) == 1
+    assert await agent.poll(wait=0.4) == []
+
+
+@pytest.mark.parametrize("phase", ["accepted", "running", "finished"])
+async def test_jobs_both_sides_know_are_kept(database: Database, agent: FakeAgent, phase: str) -> None:
+    await agent.hello()
+    database.add_job()
+    offer = await agent.take()
+    held = HeldJob(job_id=offer.job_id, fence=1, phase=phase, log_bytes=9)
+    frames = (await agent.hello(held))[1:]
+    expected: list[object] = [LogAck(job_id=offer.job_id, next_offset=0)]
+    if phase != "finished":
+        expected.insert(0, AcceptAck(job_id=offer.job_id, fence=1))
+    assert frames == expected
+    assert database.job(offer.job_id).state == ("running" if phase == "running" else "accepted")
+
+
+async def test_a_lost_accept_is_made_up_for_by_the_hello(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    job_id = database.add_job()
+    await agent.offers()
+    frames = await agent.hello(HeldJob(job_id=job_id, fence=1, phase="accepted"))
+    assert AcceptAck(job_id=job_id, fence=1) in frames
+    assert database.job(job_id).state == JobState.ACCEPTED
+
+
+async def test_jobs_the_server_does_not_know_are_cancelled(
+    database: Database, agent: FakeAgent, make_agent: MakeAgent
+) -> None:
+    other = make_agent("other")
+    await other.hello()
+    database.add_job()
+    foreign = await other.take(start=True)
+    unknown = str(uuid.uuid4())
+    held = [HeldJob(job_id=job_id, fence=1, phase="running") for job_id in (foreign.job_id, unknown)]
+    frames = only((await agent.hello(*held))[1:], Cancel)
+    assert {frame.job_id for frame in frames} == {foreign.job_id, unknown}
+    job = database.job(foreign.job_id)
+    assert (job.state, job.agent_name) == ("running", "other")
+
+
+async def test_more_answers_than_fit_follow_with_the_next_poll(agent: FakeAgent) -> None:
+    held = [HeldJob(job_id=str(uuid.uuid4()), fence=1, phase="running") for _ in range(300)]
+    first = (await agent.hello(*held))[1:]
+    second = await agent.poll()
+    cancelled = {frame.job_id for frame in only(first + second, Cancel)}
+    assert cancelled == {job.job_id for job in held}
+
+
+async def test_jobs_the_agent_does_not_have_go_back_or_are_lost(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    ids = [database.add_job(priority_weight=weight) for weight in (3, 2, 1)]
+    await agent.offers()
+    for job_id in ids[1:]:
+        await agent.exchange(Accept(job_id=job_id, fence=1))
+    await agent.exchange(Started(job_id=ids[2], fence=1, pid=1))
+    assert [database.job(job_id).state for job_id in ids] == ["offered", "accepted", "running"]
+    agent.instance_id = str(uuid.uuid4())
+    only(await agent.hello(), Welcome)
+    offered, accepted, running = (database.job(job_id) for job_id in ids)
+    for job in (offered, accepted):
+        assert (job.state, job.agent_name, job.fence, job.accepted_at) == ("queued", None, 1, None)
+    assert (running.state, running.outcome, running.detail) == ("finished", "lost", "agent restarted without it")
+    assert running.finished_at is not None
+
+
+async def test_after_a_reboot_running_jobs_are_lost_for_that_reason(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    database.add_job()
+    offer = await agent.take(start=True)
+    database.set_agent("factory", last_contact_at=datetime.now(UTC) - timedelta(seconds=60))
+    agent.boot_id = "boot-2"
+    await agent.hello()
+    assert database.job(offer.job_id).detail == "host rebooted"
+
+
+async def test_a_job_accepted_five_times_and_never_started_ends(database: Database, agent: FakeAgent) -> None:
+    job_id = database.add_job()
+    for fence in range(1, 6):
+        await agent.hello()
+        offer = await agent.take()
+        assert offer.fence == fence
+    await agent.hello()
+    job = database.job(job_id)
+    assert (job.state, job.outcome) == ("finished", "lost")
+    assert job.detail == "offered 5 times and never started"
+
+
+async def test_a_result_from_before_the_hello_is_still_taken(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    database.add_job()
+    offer = await agent.take(start=True)
+    await agent.hello(HeldJob(job_id=offer.job_id, fence=1, phase="finished"))
+    result = Result(job_id=offer.job_id, fence=1, outcome=Outcome.FINISHED, exit_code=0)
+    assert await agent.exchange(result) == [ResultAck(job_id=offer.job_id, fence=1)]
+    assert database.job(offer.job_id).state == JobState.FINISHED
+
+
+async def test_a_session_answers_after_the_server_restarted(database: Database, client: httpx.AsyncClient) -> None:
+    agent = FakeAgent(client, "factory", database.token("factory"))
+    await agent.hello()
+    async with running(build_app(database)) as second:
+        agent.client = second
+        database.add_job()
+        assert len(await agent.offers()) == 1
