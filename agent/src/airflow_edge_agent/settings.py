@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -47,6 +56,17 @@ def _default_state_dir() -> Path:
     return _default_dir("XDG_STATE_HOME", ".local/state", "/var/lib/airflow-edge-agent")
 
 
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("'~' stands for no home directory here") from None
+
+
+# The runner works in another directory than the daemon: both must mean the same place.
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -76,7 +96,7 @@ class RunnerSettings(_Section):
 class BundleSettings(_Section):
     """Where tasks find a Dag bundle on this machine."""
 
-    path: Path | None = None
+    path: AbsolutePath | None = None
     """Directory of a local bundle."""
     classpath: str | None = None
     """Bundle class, for anything that is not a local directory."""
@@ -109,14 +129,14 @@ class Settings(BaseSettings):
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)] = ["default"]
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
     """Slots: how many single-slot jobs may run at once."""
-    token_file: Path = Path("/etc/airflow-edge-agent/token")
+    token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")
     """File with the agent's token, readable by the agent alone."""
-    state_dir: Path = Field(default_factory=_default_state_dir)
-    runtime_dir: Path | None = None
+    state_dir: AbsolutePath = Field(default_factory=_default_state_dir)
+    runtime_dir: AbsolutePath | None = None
     """For sockets; by default ``run`` below the state directory."""
     execution_api_url: str | None = None
     """Airflow's Execution API as tasks reach it; by default what the server says, else below ``server_url``."""
-    ca_file: Path | None = None
+    ca_file: AbsolutePath | None = None
     """Certificates to trust instead of the system's."""
     allow_plain_http: bool = False
     """Allow ``http://`` to a server that is not this machine. The token is then readable on the way."""
@@ -131,7 +151,8 @@ class Settings(BaseSettings):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        _ = parts.port  # raises ValueError when it is none
+        if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", value):
             raise ValueError("must look like https://host or https://host/path")
         if parts.username or parts.password:
             raise ValueError("must not hold a user name or password")

@@ -74,6 +74,9 @@ class Driver:
             self.now = at
         return self.core.handle(event, self.now)
 
+    def state(self) -> AgentState:
+        return self.core.state
+
     def frame(self, frame: f.ServerFrame) -> list[Instruction]:
         return self.feed(FrameArrived(frame))
 
@@ -113,7 +116,7 @@ def test_connecting_makes_it_idle_and_says_so() -> None:
 def test_a_job_from_offer_to_oblivion(driver: Driver) -> None:
     job = offer()
     assert sent(driver.frame(job), f.Accept) == [f.Accept(job_id=job.job_id, fence=1)]
-    assert driver.core.state is AgentState.RUNNING
+    assert driver.state() is AgentState.RUNNING
     assert of(driver.frame(f.AcceptAck(job_id=job.job_id, fence=1)), StartJob) == [StartJob(job)]
     (started,) = sent(driver.feed(JobStarted(job.job_id, 42)), f.Started)
     assert started.pid == 42
@@ -121,7 +124,7 @@ def test_a_job_from_offer_to_oblivion(driver: Driver) -> None:
     out = driver.feed(JobEnded(job.job_id, Outcome.FINISHED, 0, log_bytes=25))
     (result,) = sent(out, f.Result)
     assert (result.outcome, result.log_bytes) == (Outcome.FINISHED, 25)
-    assert driver.core.state is AgentState.IDLE
+    assert driver.state() is AgentState.IDLE
     assert of(driver.frame(f.LogAck(job_id=job.job_id, next_offset=10)), ShipLog) == [ShipLog(job.job_id, 10, 15)]
     assert not of(driver.frame(f.ResultAck(job_id=job.job_id, fence=1)), ForgetJob)
     assert of(driver.frame(f.LogAck(job_id=job.job_id, next_offset=25)), ForgetJob) == [ForgetJob(job.job_id)]
@@ -240,8 +243,15 @@ def test_cancel_asks_then_kills_then_reports_the_reason(driver: Driver) -> None:
 def test_cancel_before_the_start_just_drops_it(driver: Driver) -> None:
     job = offer()
     driver.frame(job)
-    driver.frame(f.Cancel(job_id=job.job_id, fence=1, reason="too late"))
+    out = driver.frame(f.Cancel(job_id=job.job_id, fence=1, reason="too late"))
+    assert [(r.outcome, r.detail) for r in sent(out, f.Result)] == [(Outcome.KILLED, "too late")]
     assert driver.core.jobs == {}
+
+
+def test_cancel_of_a_job_not_held_is_answered(driver: Driver) -> None:
+    ghost = str(uuid.uuid4())
+    (result,) = sent(driver.frame(f.Cancel(job_id=ghost, fence=4, reason="x")), f.Result)
+    assert (result.job_id, result.fence, result.outcome) == (ghost, 4, Outcome.KILLED)
 
 
 def test_cancel_with_an_old_fence_is_ignored(driver: Driver) -> None:
@@ -252,24 +262,24 @@ def test_cancel_with_an_old_fence_is_ignored(driver: Driver) -> None:
 def test_maintenance_and_back(driver: Driver) -> None:
     job = driver.run_job()
     driver.frame(f.Maintenance(on=True, comment="new disk"))
-    assert driver.core.state is AgentState.MAINTENANCE_PENDING
+    assert driver.state() is AgentState.MAINTENANCE_PENDING
     driver.feed(JobEnded(job.job_id, Outcome.FINISHED, 0))
-    assert driver.core.state is AgentState.MAINTENANCE_MODE
+    assert driver.state() is AgentState.MAINTENANCE_MODE
     driver.frame(f.Maintenance(on=False))
-    assert driver.core.state is AgentState.IDLE
+    assert driver.state() is AgentState.IDLE
 
 
 def test_maintenance_asked_for_in_the_welcome() -> None:
     driver = Driver()
     driver.connect(maintenance=True)
-    assert driver.core.state is AgentState.MAINTENANCE_MODE
+    assert driver.state() is AgentState.MAINTENANCE_MODE
 
 
 def test_drain_waits_for_jobs_then_says_goodbye(driver: Driver) -> None:
     job = driver.run_job()
     out = driver.feed(StopAsked("SIGTERM"))
     assert not of(out, Exit)
-    assert driver.core.state is AgentState.TERMINATING
+    assert driver.state() is AgentState.TERMINATING
     driver.feed(JobEnded(job.job_id, Outcome.FINISHED, 0))
     out = driver.frame(f.ResultAck(job_id=job.job_id, fence=1))
     if not of(out, Exit):
@@ -345,7 +355,7 @@ def test_jobs_found_on_disk() -> None:
     out = driver.connect()
     assert [(r.job_id, r.fence, r.outcome) for r in sent(out, f.Result)] == [(ended, 3, Outcome.LOST)]
     assert [s.pid for s in sent(out, f.Started)] == [7]
-    assert driver.core.state is AgentState.RUNNING
+    assert driver.state() is AgentState.RUNNING
 
 
 def test_frames_for_jobs_unknown_here_change_nothing(driver: Driver) -> None:
@@ -354,7 +364,6 @@ def test_frames_for_jobs_unknown_here_change_nothing(driver: Driver) -> None:
     for frame in (
         f.ResultAck(job_id=ghost, fence=1),
         f.LogAck(job_id=ghost, next_offset=5),
-        f.Cancel(job_id=ghost, fence=1, reason="x"),
     ):
         assert driver.frame(frame) == []
     assert driver.feed(JobEnded(ghost, Outcome.FINISHED)) == []

@@ -72,7 +72,7 @@ EXPECTED_JOBS = {
     "queued": ["offered", None, None, None, None, None, None, "finished"],
     "offered": [None, "accepted", "queued", "queued", None, None, "queued", "finished"],
     "accepted": [None, "accepted", None, None, "running", "finished", "queued", "finished"],
-    "running": [None, "running", None, None, "running", "finished", None, "finished"],
+    "running": [None, "running", None, None, "running", "finished", "queued", "finished"],
     "finished": [None, None, None, None, "finished", "finished", None, None],
 }
 JOB_COLUMNS = [J.OFFER, J.ACCEPT, J.REFUSE, J.LEASE_EXPIRED, J.START, J.FINISH, J.RETURN, J.END]

@@ -95,7 +95,7 @@ def agent_identity(state_dir: Path) -> str:
     path = state_dir / "identity.json"
     try:
         with contextlib.suppress(FileNotFoundError):
-            return str(uuid.UUID(json.loads(path.read_text(encoding="utf-8"))["agent_id"]))
+            return str(uuid.UUID(str(json.loads(path.read_text(encoding="utf-8"))["agent_id"])))
         agent_id = str(uuid.uuid4())
         write_atomically(path, json.dumps({"agent_id": agent_id}))
     except OSError as error:

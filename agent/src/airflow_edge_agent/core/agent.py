@@ -283,13 +283,19 @@ class AgentCore:
         self._out.append(StartJob(offer))
 
     def _cancel(self, frame: Cancel, now: float) -> None:
+        # Answered with a result in any case: the server asks until it hears that the job is over.
         job = self.jobs.get(frame.job_id)
-        if job is None or job.fence != frame.fence:
+        if job is None or (job.phase is Phase.ACCEPTING and job.fence == frame.fence):
+            if job is not None:
+                self._say("info", f"not started: {frame.reason}", job)
+                del self.jobs[job.job_id]
+            over = Result(job_id=frame.job_id, fence=frame.fence, outcome=Outcome.KILLED, detail=frame.reason)
+            self._out.append(Send(over))
+        elif job.fence != frame.fence:
             return
-        if job.phase is Phase.ACCEPTING:
-            self._say("info", f"not started: {frame.reason}", job)
-            del self.jobs[job.job_id]
-        elif job.phase is not Phase.FINISHED and job.cancel_reason is None:
+        elif job.phase is Phase.FINISHED:
+            self._out.append(Send(job.result()))
+        elif job.cancel_reason is None:
             self._say("info", f"cancelled: {frame.reason}", job)
             self._end_job(job, frame.reason, now)
 

@@ -62,6 +62,8 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.RUNNING, _E.ACCEPT): _S.RUNNING,
     (_S.RUNNING, _E.START): _S.RUNNING,
     (_S.RUNNING, _E.FINISH): _S.FINISHED,
+    # Its process began, but Airflow did not let the workload start: nothing of it has run.
+    (_S.RUNNING, _E.RETURN): _S.QUEUED,
     (_S.RUNNING, _E.END): _S.FINISHED,
     (_S.FINISHED, _E.START): _S.FINISHED,
     (_S.FINISHED, _E.FINISH): _S.FINISHED,

@@ -1,0 +1,151 @@
+"""What every job store does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
+from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.ports import JobStore, StoredJob
+from airflow_edge_agent.protocol.frames import Usage
+from airflow_edge_agent.protocol.jobs import Outcome
+from fakes import MemoryJobStore
+from fakes.frames import make_offer, new_id
+
+
+class RunnerSide(Protocol):
+    """What the runner does to a job's files."""
+
+    def runner_took(self, job_id: str) -> None: ...
+
+    def runner_logged(self, job_id: str, data: bytes) -> None: ...
+
+    def runner_ended(
+        self, job_id: str, outcome: Outcome, exit_code: int | None, detail: str | None, usage: Usage
+    ) -> None: ...
+
+
+class DirectoryRunnerSide:
+    def __init__(self, jobs_dir: Path) -> None:
+        self._jobs_dir = jobs_dir
+
+    def runner_took(self, job_id: str) -> None:
+        (self._jobs_dir / job_id / "pid.json").write_text('{"pid": 1, "start_time": 2}')
+
+    def runner_logged(self, job_id: str, data: bytes) -> None:
+        with (self._jobs_dir / job_id / "task.log").open("ab") as log:
+            log.write(data)
+
+    def runner_ended(
+        self, job_id: str, outcome: Outcome, exit_code: int | None, detail: str | None, usage: Usage
+    ) -> None:
+        record = {
+            "job_id": job_id,
+            "outcome": str(outcome),
+            "exit_code": exit_code,
+            "detail": detail,
+            "finished_at": "2026-03-01T12:00:00+00:00",
+        }
+        (self._jobs_dir / job_id / "result.json").write_text(json.dumps(record | usage.model_dump()))
+
+
+Sides = tuple[JobStore, RunnerSide]
+
+
+@pytest.fixture(params=["directory", "memory"])
+def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sides]:
+    if request.param == "memory":
+        memory = MemoryJobStore()
+        yield memory, memory
+    else:
+        yield DirectoryJobStore(tmp_path), DirectoryRunnerSide(tmp_path)
+
+
+USAGE = Usage(wall_seconds=1.5, cpu_seconds=0.25, peak_memory_bytes=1 << 20)
+
+
+def test_a_job_that_was_added_is_loaded(sides: Sides) -> None:
+    store, _ = sides
+    offer = make_offer(fence=3, slots=2, label="weigh.measure [3] \N{EN DASH} run")
+    store.add(offer, "boot-1")
+    assert store.load() == [
+        StoredJob(offer.job_id, 3, 2, offer.label, "boot-1", handed_over=False, ended=None),
+    ]
+
+
+def test_an_empty_store(sides: Sides) -> None:
+    store, _ = sides
+    assert store.load() == []
+    assert store.ended(new_id()) is None
+    assert store.log_size(new_id()) == 0
+    assert store.read_log(new_id(), 0, 100) == b""
+    store.forget(new_id())
+
+
+def test_it_tells_whether_the_runner_has_begun(sides: Sides) -> None:
+    store, runner = sides
+    taken, logging, waiting = make_offer(), make_offer(), make_offer()
+    for offer in (taken, logging, waiting):
+        store.add(offer, "boot")
+    runner.runner_took(taken.job_id)
+    runner.runner_logged(logging.job_id, b"x")
+    begun = {job.job_id for job in store.load() if job.handed_over}
+    assert begun == {taken.job_id, logging.job_id}
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_a_result_is_read_back_in_full(sides: Sides, outcome: Outcome) -> None:
+    store, runner = sides
+    offer = make_offer()
+    store.add(offer, "boot")
+    runner.runner_logged(offer.job_id, b"12345")
+    runner.runner_ended(offer.job_id, outcome, -9, "boom", USAGE)
+    expected = JobEnded(offer.job_id, outcome, -9, "boom", 5, USAGE)
+    assert store.ended(offer.job_id) == expected
+    assert [job.ended for job in store.load()] == [expected]
+
+
+def test_the_log_grows_and_is_read_in_pieces(sides: Sides) -> None:
+    store, runner = sides
+    offer = make_offer()
+    store.add(offer, "boot")
+    assert store.read_log(offer.job_id, 0, 10) == b""
+    runner.runner_logged(offer.job_id, b"hello ")
+    assert store.log_size(offer.job_id) == 6
+    runner.runner_logged(offer.job_id, b"w\xff\x00rld")
+    assert store.log_size(offer.job_id) == 12
+    assert store.read_log(offer.job_id, 0, 100) == b"hello w\xff\x00rld"
+    assert store.read_log(offer.job_id, 6, 2) == b"w\xff"
+    assert store.read_log(offer.job_id, 12, 10) == b""
+    assert store.read_log(offer.job_id, 500, 10) == b""
+
+
+def test_a_forgotten_job_leaves_nothing(sides: Sides) -> None:
+    store, runner = sides
+    offer, other = make_offer(), make_offer()
+    store.add(offer, "boot")
+    store.add(other, "boot")
+    runner.runner_logged(offer.job_id, b"x")
+    runner.runner_ended(offer.job_id, Outcome.FINISHED, 0, None, USAGE)
+    store.forget(offer.job_id)
+    store.forget(offer.job_id)
+    assert [job.job_id for job in store.load()] == [other.job_id]
+    assert store.ended(offer.job_id) is None
+    assert store.log_size(offer.job_id) == 0
+
+
+def test_a_later_offer_of_the_same_job_starts_afresh(sides: Sides) -> None:
+    store, runner = sides
+    offer = make_offer()
+    store.add(offer, "boot")
+    runner.runner_logged(offer.job_id, b"old")
+    runner.runner_ended(offer.job_id, Outcome.NOT_STARTED, None, None, USAGE)
+    store.add(offer.model_copy(update={"fence": 2}), "boot")
+    (job,) = store.load()
+    assert (job.fence, job.handed_over, job.ended) == (2, False, None)
+    assert store.log_size(offer.job_id) == 0

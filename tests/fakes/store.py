@@ -1,0 +1,75 @@
+"""Jobs without a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.ports import StoredJob, StoreError
+from airflow_edge_agent.protocol.frames import Offer, Usage
+from airflow_edge_agent.protocol.jobs import Outcome
+
+
+@dataclass
+class _Record:
+    job: StoredJob
+    log: bytes = b""
+    ended: JobEnded | None = None
+
+
+class MemoryJobStore:
+    """Jobs in a dictionary. ``runner_*`` does what the runner would do to the files."""
+
+    def __init__(self) -> None:
+        self.fault: StoreError | None = None
+        self.forgotten: list[str] = []
+        self._records: dict[str, _Record] = {}
+
+    def runner_took(self, job_id: str) -> None:
+        """The runner has begun with it."""
+        record = self._records[job_id]
+        record.job = replace(record.job, handed_over=True)
+
+    def runner_logged(self, job_id: str, data: bytes) -> None:
+        """Append to the log."""
+        self.runner_took(job_id)
+        self._records[job_id].log += data
+
+    def runner_ended(
+        self, job_id: str, outcome: Outcome, exit_code: int | None, detail: str | None, usage: Usage
+    ) -> None:
+        """Write the result."""
+        record = self._records[job_id]
+        record.ended = JobEnded(job_id, outcome, exit_code, detail, len(record.log), usage)
+
+    def lose_log(self, job_id: str) -> None:
+        """The log is not readable any more."""
+        self._records[job_id].log = b""
+
+    def add(self, offer: Offer, boot_id: str) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self._records[offer.job_id] = _Record(
+            StoredJob(offer.job_id, offer.fence, offer.slots, offer.label, boot_id, handed_over=False, ended=None)
+        )
+
+    def load(self) -> list[StoredJob]:
+        return [replace(r.job, ended=self.ended(r.job.job_id)) for _, r in sorted(self._records.items())]
+
+    def ended(self, job_id: str) -> JobEnded | None:
+        record = self._records.get(job_id)
+        if record is None or record.ended is None:
+            return None
+        return replace(record.ended, log_bytes=len(record.log))
+
+    def log_size(self, job_id: str) -> int:
+        record = self._records.get(job_id)
+        return 0 if record is None else len(record.log)
+
+    def read_log(self, job_id: str, offset: int, limit_bytes: int) -> bytes:
+        record = self._records.get(job_id)
+        return b"" if record is None else record.log[offset : offset + limit_bytes]
+
+    def forget(self, job_id: str) -> None:
+        self.forgotten.append(job_id)
+        self._records.pop(job_id, None)
