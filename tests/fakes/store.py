@@ -56,6 +56,10 @@ class MemoryJobStore:
     def load(self) -> list[StoredJob]:
         return [replace(r.job, ended=self.ended(r.job.job_id)) for _, r in sorted(self._records.items())]
 
+    def handed_over(self, job_id: str) -> bool:
+        record = self._records.get(job_id)
+        return record is not None and record.job.handed_over
+
     def ended(self, job_id: str) -> JobEnded | None:
         record = self._records.get(job_id)
         if record is None or record.ended is None:

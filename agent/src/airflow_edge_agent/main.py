@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="FILE",
-        default=os.environ.get("EDGE_AGENT_CONFIG"),
+        default=os.environ.get("EDGE_AGENT_CONFIG") or None,
         help="configuration file (default: /etc/airflow-edge-agent/agent.toml)",
     )
     run.add_argument("--server-url", metavar="URL", help="Airflow's base URL, e.g. https://airflow.example.com")

@@ -162,6 +162,9 @@ class JobStore(Protocol):
     def load(self) -> list[StoredJob]:
         """Read all jobs that have not been forgotten."""
 
+    def handed_over(self, job_id: str) -> bool:
+        """Tell whether the runner has begun with the job."""
+
     def ended(self, job_id: str) -> JobEnded | None:
         """Read the result that the runner wrote; ``None`` if there is none."""
 

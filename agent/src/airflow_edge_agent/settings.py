@@ -34,6 +34,8 @@ from airflow_edge_agent.protocol.frames import NAME_PATTERN, Queue
 
 DEFAULT_CONFIG = Path("/etc/airflow-edge-agent/agent.toml")
 ENV_PREFIX = "EDGE_AGENT_"
+CONFIG_VARIABLE = "EDGE_AGENT_CONFIG"
+"""Names the configuration file, where no flag does."""
 
 
 class ConfigError(Exception):
@@ -220,6 +222,8 @@ def load_settings(config: Path | None, overrides: dict[str, Any]) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: no valid TOML: {error}") from None
 
+    _refuse_unknown_variables()
+
     class FromFile(Settings):
         @classmethod
         def settings_customise_sources(
@@ -241,6 +245,15 @@ def load_settings(config: Path | None, overrides: dict[str, Any]) -> Settings:
             raise ConfigError(f"{ENV_PREFIX}* variables: {error}; lists and tables are given as JSON") from None
         lines = [_explain(fault) for fault in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in os.environ:
+        setting = name.upper().split("__", 1)[0]
+        if setting.startswith(ENV_PREFIX) and setting not in known and setting != CONFIG_VARIABLE:
+            close = difflib.get_close_matches(setting, known, n=1)
+            raise ConfigError(f"{name}: is no setting" + (f"; did you mean '{close[0]}'?" if close else ""))
 
 
 def _explain(fault: Any) -> str:

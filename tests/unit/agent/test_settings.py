@@ -204,3 +204,13 @@ def test_relative_paths_do_not_depend_on_who_reads_them(tmp_path: Path, monkeypa
     assert settings.token_file == tmp_path / "t"
     assert settings.bundles["b"].path == tmp_path / "dags"
     assert load(tmp_path, MINIMAL + 'state_dir = "~/state"').state_dir == Path.home() / "state"
+
+
+def test_a_variable_that_is_no_setting_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text('server_url = "https://airflow.example.com"\n')
+    monkeypatch.setenv("EDGE_AGENT_CONCURENCY", "3")
+    with pytest.raises(
+        ConfigError, match=r"EDGE_AGENT_CONCURENCY: is no setting; did you mean 'EDGE_AGENT_CONCURRENCY'"
+    ):
+        load_settings(config, {})

@@ -107,7 +107,7 @@ class HttpLink:
     def __init__(self, transport: HttpTransport, frames: list[ServerFrame], session_id: str | None) -> None:
         self._transport = transport
         self._session_id = session_id
-        self._arrived: asyncio.Queue[list[ServerFrame] | TransportError] = asyncio.Queue()
+        self._arrived: asyncio.Queue[list[ServerFrame] | Exception] = asyncio.Queue()
         self._arrived.put_nowait(frames)
         self._poll: asyncio.Task[None] | None = None
         self._acted_upon = asyncio.Event()
@@ -130,7 +130,7 @@ class HttpLink:
                     # A server that does not hold the answer back must not be asked without pause.
                     early = min(_LEAST_POLL_SECONDS, wait_seconds) - (asyncio.get_running_loop().time() - asked_at)
                     await asyncio.sleep(max(0.0, early))
-        except TransportError as error:
+        except Exception as error:  # noqa: BLE001 -- whoever waits in receive() must hear of it
             self._arrived.put_nowait(error)
 
     async def send(self, frames: list[AgentFrame]) -> None:
@@ -151,7 +151,7 @@ class HttpLink:
         # Whoever asks for more is done with what came before.
         self._acted_upon.set()
         arrived = await self._arrived.get()
-        if isinstance(arrived, TransportError):
+        if isinstance(arrived, Exception):
             raise arrived
         return arrived
 

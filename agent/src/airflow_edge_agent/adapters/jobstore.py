@@ -89,11 +89,16 @@ class DirectoryJobStore:
                     slots=record.slots,
                     label=record.label,
                     boot_id=record.boot_id,
-                    handed_over=(directory / PID_FILE).exists() or (directory / LOG_FILE).exists(),
+                    handed_over=self.handed_over(record.job_id),
                     ended=self.ended(record.job_id),
                 )
             )
         return jobs
+
+    def handed_over(self, job_id: str) -> bool:
+        """Tell whether the runner has begun with the job."""
+        directory = self._jobs_dir / job_id
+        return (directory / PID_FILE).exists() or (directory / LOG_FILE).exists()
 
     def ended(self, job_id: str) -> JobEnded | None:
         """Read the result that the runner wrote; ``None`` if there is none."""

@@ -236,7 +236,7 @@ class Offer(_Frame):
     job_id: JobId
     fence: Fence
     kind: Literal["task", "callback"]
-    slots: Slots
+    slots: int = Field(ge=1, le=MAX_JOBS)
     queue: Word
     lease_seconds: Seconds
     label: Word

@@ -42,6 +42,8 @@ class _Client:
         self.lines = wire.LineBuffer()
         self.unsent = bytearray()
         self.closing = False
+        self.deaf = False
+        """It does not read any more. What it had written before it hung up is still to be read."""
 
 
 class Runner:
@@ -268,6 +270,8 @@ class Runner:
             self._send(client, event)
 
     def _send(self, client: _Client, event: wire.Event) -> None:
+        if client.deaf:
+            return
         client.unsent += wire.encode(event)
         self._flush(client)
 
@@ -279,8 +283,8 @@ class Runner:
         except BlockingIOError:
             pass
         except OSError:
-            self._drop(client)
-            return
+            client.deaf = True
+            client.unsent.clear()
         if len(client.unsent) > _MOST_UNSENT_BYTES or (client.closing and not client.unsent):
             self._drop(client)
             return

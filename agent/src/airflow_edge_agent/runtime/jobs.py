@@ -50,9 +50,9 @@ def _runner_gone(pump: Pump, store: JobStore, problem: str | None, jobs: frozens
     if problem is not None:
         pump.feed(RuntimeChecked(problem))
     for job in [job for job in pump.core.jobs.values() if job.job_id in jobs]:
-        if job.phase is Phase.STARTING:
+        if job.phase is Phase.STARTING and not store.handed_over(job.job_id):
             fallback = JobEnded(job.job_id, Outcome.NOT_STARTED, detail=problem or "the runner ended before its start")
-        elif job.phase is Phase.RUNNING:
+        elif job.phase in (Phase.STARTING, Phase.RUNNING):
             fallback = JobEnded(
                 job.job_id, Outcome.LOST, detail="the runner died", log_bytes=store.log_size(job.job_id)
             )

@@ -1,0 +1,129 @@
+# Needs Python 3.11 or newer, git and make. Everything else goes into folders of this clone:
+# .tools (uv), .venv (development), .demo and .bench (what their names say).
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+UV_RANGE := >=0.9,<1
+PYTHON_NAMES := python3 python python3.13 python3.12 python3.11 python3.14
+PEER_VERSION := 5.1.0
+LOCKED := uv.lock pyproject.toml agent/pyproject.toml server/pyproject.toml
+SOURCES := $(shell find agent server -name '*.py' -o -name '*.ini' -o -name 'pyproject.toml' -o -name 'README.md')
+
+# A virtual environment that happens to be active is none of our business.
+unexport VIRTUAL_ENV
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+# Looked for once, and only when a target needs it. A name on PATH may be a shim without a Python behind it, so each is
+# tried by running it.
+ifndef PYTHON
+PYTHON = $(eval PYTHON := $$(shell for name in $(PYTHON_NAMES); do \
+	$$$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null </dev/null \
+	&& $$$$name -c 'import sys; print(sys.executable)' && break; done))$(PYTHON)
+endif
+
+# The uv on PATH, if it is one that is known to work; else our own.
+ifndef UV
+UV := $(shell case "$$(uv --version 2>/dev/null)" in \
+	("uv 0.9."*|"uv 0."[1-9][0-9]"."*) command -v uv;; \
+	(*) echo .tools/bin/uv;; esac)
+endif
+
+UV_SYNC = UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --quiet --python "$(PYTHON)"
+IN_VENV := .venv/bin
+
+.PHONY: help
+help: ## Show this list
+	@echo "airflow-edge-agent: run Airflow tasks on machines far from Airflow."
+	@echo
+	@echo "  make demo    see it work: a real Airflow, a real agent, one Dag (a few minutes the first time)"
+	@echo "  make test    check that it works"
+	@echo
+	@echo "All targets:"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+.PHONY: setup
+setup: .venv/ready ## Install the development environment into .venv
+
+.PHONY: demo
+demo: .demo/env-server/ready .demo/env-agent/ready .demo/env-runtime/ready ## Run a Dag on an edge agent; on a terminal it stays up until Ctrl-C
+	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 .demo/env-agent/bin/python -m demo
+
+.PHONY: test
+test: .venv/ready ## Run all tests: unit, property, contract, integration
+	@$(IN_VENV)/pytest $(ARGS)
+
+.PHONY: test-unit
+test-unit: .venv/ready ## Run the tests that start no Airflow and no database
+	@$(IN_VENV)/pytest -m "not integration" $(ARGS)
+
+.PHONY: lint
+lint: .venv/ready ## Check style, types and layers
+	@echo "ruff check"; $(IN_VENV)/ruff check
+	@echo "ruff format --check"; $(IN_VENV)/ruff format --check
+	@echo "mypy"; $(IN_VENV)/mypy
+	@echo "import-linter"; $(IN_VENV)/lint-imports
+
+.PHONY: format
+format: .venv/ready ## Format the code and mend what can be mended
+	@$(IN_VENV)/ruff check --fix; $(IN_VENV)/ruff format
+
+.PHONY: bench
+bench: .venv/ready .demo/env-agent/ready .demo/env-runtime/ready ## Measure cost and latency; ARGS=--help shows what can be chosen
+	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m bench $(ARGS)
+
+.PHONY: bench-peer
+bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 provider
+	@$(MAKE) bench ARGS="--arms agent,peer $(ARGS)"
+
+.PHONY: clean
+clean: ## Remove everything that these targets have made
+	@rm -rf .tools .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What the targets stand on.
+
+.PHONY: python-found
+python-found:
+	@[ -n "$(PYTHON)" ] || { echo "No Python 3.11 to 3.14 found on PATH. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+
+.tools/bin/uv: | python-found
+	@echo "Installing uv into .tools"
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv; or put uv on PATH." >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear .tools
+	@.tools/bin/python -m pip install --quiet --disable-pip-version-check 'uv$(UV_RANGE)'
+
+.venv/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))
+	@echo "Installing the development environment into .venv (minutes the first time)"
+	@$(UV_SYNC)
+	@touch $@
+
+# Installed as an operator would: as built distributions, each side with what it needs and no more.
+.demo/env-server/ready: $(LOCKED) $(SOURCES) | python-found $(filter .tools/%,$(UV))
+	@echo "Installing Airflow and airflow-edge-server into .demo/env-server (minutes the first time)"
+	@UV_PROJECT_ENVIRONMENT=.demo/env-server $(UV_SYNC) --no-dev --no-editable --package airflow-edge-server \
+		--reinstall-package airflow-edge-server --reinstall-package airflow-edge-agent
+	@touch $@
+
+.demo/env-agent/ready: $(LOCKED) $(SOURCES) | python-found $(filter .tools/%,$(UV))
+	@echo "Installing airflow-edge-agent into .demo/env-agent"
+	@UV_PROJECT_ENVIRONMENT=.demo/env-agent $(UV_SYNC) --no-dev --no-editable --package airflow-edge-agent \
+		--reinstall-package airflow-edge-agent
+	@touch $@
+
+.demo/env-runtime/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))
+	@echo "Installing a task runtime (Airflow's Task SDK) into .demo/env-runtime"
+	@UV_PROJECT_ENVIRONMENT=.demo/env-runtime $(UV_SYNC) --only-group runtime
+	@touch $@
+
+# The same Airflow in the same versions, with edge3 instead of ours.
+.bench/env-peer/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))
+	@echo "Installing Airflow and edge3 $(PEER_VERSION) into .bench/env-peer"
+	@mkdir -p .bench
+	@$(UV) export --frozen --quiet --no-hashes --no-emit-workspace --output-file .bench/constraints.txt
+	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .bench/env-peer
+	@$(UV) pip install --quiet --python .bench/env-peer/bin/python --constraint .bench/constraints.txt \
+		apache-airflow psycopg2-binary "apache-airflow-providers-edge3==$(PEER_VERSION)"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Measures what an edge agent costs: CPU, memory, requests, latency."""
