@@ -100,7 +100,8 @@ python-found:
 	@$(UV_SYNC)
 	@touch $@
 
-# Installed as an operator would: as built distributions, each side with what it needs and no more.
+# Installed as an operator would: as built distributions, compiled as pip does, each side with what it needs and no more.
+.demo/%: export UV_COMPILE_BYTECODE := 1
 .demo/env-server/ready: $(LOCKED) $(SOURCES) | python-found $(filter .tools/%,$(UV))
 	@echo "Installing Airflow and airflow-edge-server into .demo/env-server (minutes the first time)"
 	@UV_PROJECT_ENVIRONMENT=.demo/env-server $(UV_SYNC) --no-dev --no-editable --package airflow-edge-server \

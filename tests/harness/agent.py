@@ -82,7 +82,13 @@ class AgentProcess:
             "token_file": str(self.token_file),
             "state_dir": str(self.state_dir),
             "runtime_dir": str(self._runtime_dir()),
-            "runner": {"python": str(runtime / "bin" / "python"), "pass_env": [MARKER_VARIABLE]},
+            "runner": {
+                "python": str(runtime / "bin" / "python"),
+                "pass_env": [MARKER_VARIABLE],
+                # A task's stdin is a socket, so bash takes itself for a remote shell and reads ~/.bashrc: not the
+                # developer's, whose start-up files may take locks that a killed task leaves behind.
+                "env": {"HOME": str(root)},
+            },
             "bundles": {bundle: {"path": str(path)} for bundle, path in (bundles or {}).items()},
         }
         self.configure(settings or {})
