@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ ENVIRONMENT = Path(sys.prefix)
 DAGS = Path(__file__).parent / "dags"
 
 StartAgent = Callable[..., AgentProcess]
+
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +50,13 @@ def site(
 
 
 @pytest.fixture
-def start_agent(
-    site: AirflowSite, keeper: Keeper, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[StartAgent]:
+def start_agent(site: AirflowSite, keeper: Keeper, tmp_path: Path) -> Iterator[StartAgent]:
     """Start agents of this test's site; they are stopped at its end."""
     agents: list[AgentProcess] = []
 
-    def start(name: str = "edge-1", **options: Any) -> AgentProcess:
+    def start(name: str | None = None, **options: Any) -> AgentProcess:
+        # A name of its own each time: another test's agent may have been killed, and the server not know it yet.
+        name = name or f"edge-{next(_numbers)}"
         agent = AgentProcess(
             tmp_path / name,
             keeper=keeper,
