@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bench.arms import AgentArm, Arm, PeerArm
-from bench.measure import Bench, BenchError, Plan
+from bench.figure import BenchError
+from bench.measure import Bench, Plan
 from bench.report import Column, is_own, table, write_json
 from harness.postgres import Postgres, PostgresError, find_binaries
 from harness.processes import Keeper, ProcessError

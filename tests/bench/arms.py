@@ -30,6 +30,9 @@ class Arm(Protocol):
     executor: str
     settings: dict[str, str]
 
+    log_watch: Callable[[], psutil.Process] | None
+    """Finds the process whose memory is watched while a task writes much log; ``None``: that is not measured."""
+
     def start(self, site: AirflowSite) -> None:
         """Start what runs the tasks."""
 
@@ -64,6 +67,11 @@ class AgentArm:
         self._runtime = runtime
         self._dags = dags
         self._agent: AgentProcess | None = None
+        self.log_watch: Callable[[], psutil.Process] | None = self._daemon
+
+    def _daemon(self) -> psutil.Process:
+        assert self.agent.process is not None
+        return psutil.Process(self.agent.process.pid)
 
     @property
     def agent(self) -> AgentProcess:
@@ -123,6 +131,8 @@ class PeerArm:
         self._keeper = keeper
         self._environment = environment
         self._worker: Managed | None = None
+        # Its logs go to the api-server's disk: there is no table to look into.
+        self.log_watch: Callable[[], psutil.Process] | None = None
 
     def start(self, site: AirflowSite) -> None:
         """Start the worker. It reads the same Dag folder as Airflow, as its documentation has it."""

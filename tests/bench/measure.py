@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.figure import MEBIBYTE, RUN_SECONDS, BenchError, Figure, percentile
+from bench.logs import measure_logs
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from bench.arms import Arm
     from harness.rest import TaskInstance
     from harness.site import AirflowSite
 
 MAPPED_TASKS = 10
+CROWD_TASKS = 60
 SLEEPING_TASKS = 4
-RUN_SECONDS = 180.0
-MEBIBYTE = 1024 * 1024
-
-
-class BenchError(Exception):
-    """A measurement is not possible. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +31,6 @@ class Plan:
     latency_samples: int
     cpu_rounds: int
     idle_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured number."""
-
-    key: str
-    """Name with its unit, for programs."""
-    label: str
-    value: float
-    target: float | None = None
-    """What it should be at most."""
-    digits: int = 2
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met; ``None`` without one."""
-        return None if self.target is None else self.value <= self.target
 
 
 class Bench:
@@ -74,7 +52,7 @@ class Bench:
         self._progress("warming up")
         self._finish("bench_single")
         self._finish("bench_mapped")
-        return [*self._latency(), *self._cost(), *self._task_memory(), *self._idle()]
+        return [*self._latency(), *self._cost(), *self._crowd(), *self._logs(), *self._task_memory(), *self._idle()]
 
     def _finish(self, dag_id: str) -> list[TaskInstance]:
         api = self._site.api
@@ -136,6 +114,19 @@ class Bench:
         wait_until(settled, seconds=30, what="the agent's processes to come to rest", poll_seconds=0.5)
         return latest
 
+    def _crowd(self) -> list[Figure]:
+        self._progress(f"{CROWD_TASKS} trivial tasks at once")
+        instances = self._finish("bench_crowd")
+        queued = [ti.queued_at for ti in instances if ti.queued_at]
+        ended = [ti.ended_at for ti in instances if ti.ended_at]
+        span = (max(ended) - min(queued)).total_seconds()
+        return [Figure("crowd_span_seconds", f"{CROWD_TASKS} tasks, first queued to last ended (s)", span, 15, 1)]
+
+    def _logs(self) -> list[Figure]:
+        if self._arm.log_watch is None:
+            return []
+        return measure_logs(self._site, self._arm.log_watch, self._progress)
+
     def _task_memory(self) -> list[Figure]:
         self._progress(f"memory of {SLEEPING_TASKS} sleeping tasks")
         api = self._site.api
@@ -177,9 +168,3 @@ class Bench:
         wanted = f"path={self._arm.request_path}"
         with self._site.components["api-server"].log.open(errors="replace") as file:
             return sum(1 for line in file if wanted in line)
-
-
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """Return the smallest sample that at least ``percent`` of them do not exceed."""
-    ordered = sorted(samples)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]

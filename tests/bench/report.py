@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from bench.measure import Figure
+    from bench.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)

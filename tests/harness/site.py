@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from harness.ports import reserve_port
 from harness.processes import Keeper, Managed, ProcessError, tail
@@ -164,6 +164,17 @@ class AirflowSite:
         if done.returncode != 0:
             raise SiteError(f"'airflow {' '.join(arguments)}' failed with exit code {done.returncode}", log)
         return done.stdout
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement in Airflow's database. Needs SQLAlchemy where this runs."""
+        import sqlalchemy  # noqa: PLC0415 - the demo runs in an environment without it
+
+        engine = sqlalchemy.create_engine(self._database_url)
+        try:
+            with engine.connect() as connection:
+                return [tuple(row) for row in connection.execute(sqlalchemy.text(statement))]
+        finally:
+            engine.dispose()
 
     def create_agent_token(self, name: str) -> str:
         """Create a token for an agent with the server's own command line, and return it.

@@ -9,6 +9,9 @@ import time
 from airflow.sdk import dag, task
 
 MAPPED = 10
+CROWD = 60
+LOG_LINES = 50_000
+LOG_LINE_CHARACTERS = 1_000
 SLEEPING = 4
 SLEEP_SECONDS = 20
 
@@ -47,6 +50,45 @@ def bench_sleep() -> None:
     sleeping.expand(number=list(range(SLEEPING)))
 
 
+@dag(schedule=None, catchup=False)
+def bench_crowd() -> None:
+    """Run sixty trivial tasks at once."""
+
+    @task
+    def trivial(number: int) -> int:
+        return number
+
+    trivial.expand(number=list(range(CROWD)))
+
+
+@dag(schedule=None, catchup=False)
+def bench_log() -> None:
+    """Write about 50 MB of log, a line at a time."""
+
+    @task
+    def talkative() -> None:
+        for number in range(LOG_LINES):
+            print(f"{number:08d} ".ljust(LOG_LINE_CHARACTERS, "x"))
+
+    talkative()
+
+
+@dag(schedule=None, catchup=False)
+def bench_ticks() -> None:
+    """Say the time every half second."""
+
+    @task
+    def clock() -> None:
+        for _ in range(40):
+            print(f"tick {time.time():.3f}")
+            time.sleep(0.5)
+
+    clock()
+
+
 bench_single()
 bench_mapped()
+bench_crowd()
+bench_log()
+bench_ticks()
 bench_sleep()

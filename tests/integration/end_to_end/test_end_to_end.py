@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import sqlalchemy
 
 from harness.agent import AgentProcess
 from harness.rest import TaskInstance
@@ -35,19 +34,9 @@ def trigger(site: AirflowSite, dag_id: str, folder: Path) -> str:
     return site.api.trigger_dag(dag_id, conf={"dir": str(folder)})
 
 
-def query(site: AirflowSite, statement: str) -> list[tuple[object, ...]]:
-    url = site.env()["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
-    engine = sqlalchemy.create_engine(url)
-    try:
-        with engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(sqlalchemy.text(statement))]
-    finally:
-        engine.dispose()
-
-
 def stored_log(site: AirflowSite, job_id: str) -> bytes:
-    rows = query(site, f"SELECT data FROM edge_agent_log WHERE job_id = '{job_id}' ORDER BY {quoted('offset')}")
-    return b"".join(bytes(row[0]) for row in rows)  # type: ignore[call-overload]
+    rows = site.query(f"SELECT data FROM edge_agent_log WHERE job_id = '{job_id}' ORDER BY {quoted('offset')}")
+    return b"".join(bytes(row[0]) for row in rows)
 
 
 def quoted(name: str) -> str:
@@ -97,7 +86,7 @@ def test_a_dag_with_everything(site: AirflowSite, start_agent: StartAgent, tmp_p
 
     # Everything is delivered, so nothing is kept: not at the agent, and no slot at the server.
     wait_until(lambda: not list((agent.state_dir / "jobs").iterdir()), seconds=15, what="the agent's job folders")
-    assert query(site, "SELECT count(*) FROM edge_agent_job WHERE state <> 'finished'") == [(0,)]
+    assert site.query("SELECT count(*) FROM edge_agent_job WHERE state <> 'finished'") == [(0,)]
     assert agent.stop() == 0
     assert "Traceback" not in agent.log_text()
 
@@ -146,7 +135,7 @@ def test_an_api_server_restart_loses_nothing(site: AirflowSite, start_agent: Sta
     stored = stored_log(site, job.name)
     assert b"last line" in stored
     assert stored.startswith(log.read_bytes())
-    assert query(site, f"SELECT outcome, log_bytes FROM edge_agent_job WHERE id = '{job.name}'") == [
+    assert site.query(f"SELECT outcome, log_bytes FROM edge_agent_job WHERE id = '{job.name}'") == [
         ("finished", len(stored))
     ]
 
@@ -201,7 +190,7 @@ def test_a_task_that_died_with_its_machine_is_failed_at_once(
     assert site.api.wait_for_run("steps", run, seconds=30) == "failed"
     ti = site.api.task_instance("steps", run, "stepwise")
     assert ti.state == "failed"
-    ((outcome, detail),) = query(site, f"SELECT outcome, detail FROM edge_agent_job WHERE run_id = '{run}'")
+    ((outcome, detail),) = site.query(f"SELECT outcome, detail FROM edge_agent_job WHERE run_id = '{run}'")
     assert outcome == "lost"
     assert "died" in str(detail)
     assert "stepwise -1 1 ended" not in notes(tmp_path)
@@ -221,8 +210,7 @@ def test_slots_bound_what_runs_and_two_agents_share(site: AirflowSite, start_age
     agents = [start_agent("edge-a", concurrency=2), start_agent("edge-b", concurrency=1)]
     run = trigger(site, "crowd", tmp_path)
     wait_until(lambda: sum(notes(tmp_path).values()) == 3, seconds=60, what="three tasks at once")
-    held = query(
-        site,
+    held = site.query(
         "SELECT agent_name, count(*) FROM edge_agent_job WHERE state IN ('offered', 'accepted', 'running') "
         "GROUP BY agent_name ORDER BY agent_name",
     )
@@ -244,7 +232,7 @@ def test_a_drain_lets_the_running_task_finish(site: AirflowSite, start_agent: St
     (tmp_path / "go").touch()
     assert agent.process.wait(60) == 0
     assert site.api.wait_for_run("steps", run) == "success"
-    assert query(site, f"SELECT state FROM edge_agent WHERE name = '{agent.name}'") == [("offline",)]
+    assert site.query(f"SELECT state FROM edge_agent WHERE name = '{agent.name}'") == [("offline",)]
 
 
 def test_a_second_signal_ends_the_task(site: AirflowSite, start_agent: StartAgent, tmp_path: Path) -> None:
@@ -266,11 +254,11 @@ def test_maintenance_from_the_server(site: AirflowSite, start_agent: StartAgent,
     agent.wait_for_log("maintenance on")
     run = trigger(site, "steps", tmp_path)
     wait_until(
-        lambda: query(site, f"SELECT state FROM edge_agent_job WHERE run_id = '{run}'") == [("queued",)],
+        lambda: site.query(f"SELECT state FROM edge_agent_job WHERE run_id = '{run}'") == [("queued",)],
         seconds=30,
         what="the job in the queue",
     )
-    assert query(site, f"SELECT state FROM edge_agent WHERE name = '{agent.name}'") == [("maintenance mode",)]
+    assert site.query(f"SELECT state FROM edge_agent WHERE name = '{agent.name}'") == [("maintenance mode",)]
     assert notes(tmp_path) == Counter()
     (tmp_path / "go").touch()
     site.cli("edge-agents", "maintenance", "off", agent.name)
