@@ -29,7 +29,7 @@ def keeper() -> Iterator[Keeper]:
         yield keeper
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def site(
     request: pytest.FixtureRequest, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AirflowSite]:
