@@ -30,8 +30,19 @@ class CredentialRefused(TransportError):
     """The server does not know our token."""
 
 
+class CarrierUnsupported(TransportError):
+    """The server is there, but this kind of connection does not come through to it. Another kind may."""
+
+
+class ServerLeft(TransportError):
+    """The server went away in good order, e.g. for a restart, and told all of its agents at once."""
+
+
 class Link(Protocol):
     """An open connection that carries frames both ways."""
+
+    carrier: str
+    """What carries the frames, for people."""
 
     async def send(self, frames: list[AgentFrame]) -> None:
         """Send frames at once.

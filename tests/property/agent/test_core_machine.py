@@ -159,7 +159,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     # The server, sensible or not
 
-    @rule(job_id=ids, fence=fences, slots=st.integers(0, CONCURRENCY + 1), lease=st.floats(0, 30))
+    @rule(job_id=ids, fence=fences, slots=st.integers(1, CONCURRENCY + 1), lease=st.floats(0, 30))
     def offer(self, job_id: str, fence: int, slots: int, lease: float) -> None:
         if (job_id, fence) in self.started:
             return  # no server offers the same fence again after its confirmation: that is what fences are for

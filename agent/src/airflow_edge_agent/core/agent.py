@@ -121,6 +121,14 @@ class AgentCore:
         return self._stop_asked_at is not None
 
     @property
+    def speaking(self) -> bool:
+        """Whether an answer of the server is awaited, or the agent is about to leave."""
+        return self.stopping or any(
+            job.phase in (Phase.ACCEPTING, Phase.STARTING, Phase.FINISHED) or job.log_in_flight
+            for job in self.jobs.values()
+        )
+
+    @property
     def undelivered(self) -> int:
         """How many ended jobs the server does not know everything of."""
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)

@@ -69,6 +69,11 @@ class Pump:
             self.busy.clear()
             self.idle.set()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is on its way to or from the server, so that a reconnect disturbs nobody."""
+        return self.outbox.empty and not self.core.speaking
+
     def leave(self, code: int, reason: str) -> None:
         """Make the agent exit."""
         if self.exit_code is None:
