@@ -105,6 +105,7 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
             concurrency=settings.concurrency,
             kill_grace_seconds=settings.drain.kill_grace_seconds,
             drain_deadline_seconds=settings.drain.deadline_seconds,
+            spool_bytes=settings.spool_max_mb * 1024 * 1024,
         )
     )
     pump = Pump(
@@ -147,7 +148,7 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         sdk, problem = check_runtime(settings.runner.python)
         if problem is None:
             on_versions({"task_sdk": sdk or ""})
-        return problem
+        return problem or store.check()
 
     notifier = SystemdNotifier()
     loop = asyncio.get_running_loop()

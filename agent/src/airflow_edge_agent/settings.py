@@ -151,6 +151,8 @@ class Settings(BaseSettings):
     """How to talk to the server: over a WebSocket, over HTTP requests, or whichever works best."""
     allow_plain_http: bool = False
     """Allow ``http://`` to a server that is not this machine. The token is then readable on the way."""
+    spool_max_mb: int = Field(default=500, ge=1, le=10_000_000)
+    """Most log, in MiB, that is kept while the server cannot take it. Results are always kept."""
     drain: DrainSettings = DrainSettings()
     runner: RunnerSettings = RunnerSettings()
     bundles: dict[str, BundleSettings] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from airflow_edge_agent.core.events import FrameArrived, JobEnded, LinkOpened, R
 from airflow_edge_agent.core.jobs import Phase
 from airflow_edge_agent.ports import (
     CredentialRefused,
+    RunnerEnded,
     RunnerError,
     RunnerGone,
     RunnerReady,
@@ -485,6 +487,45 @@ async def test_an_end_without_a_result_is_a_crash(agent: Agent) -> None:
     assert ended.outcome is Outcome.CRASHED
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_a_result_that_found_no_room_on_disk_is_taken_from_the_runners_word(agent: Agent) -> None:
+    loop = asyncio.create_task(runner_loop(agent.pump, agent.runner, agent.store, agent.versions.update))
+    job_id = await bring_to(agent, Phase.RUNNING)
+    agent.store.runner_logged(job_id, b"12345")
+    agent.runner.report(RunnerEnded(job_id, JobEnded(job_id, Outcome.FAILED, 3, "boom")))
+    await eventually(lambda: agent.core.jobs[job_id].phase is Phase.FINISHED)
+    assert agent.core.jobs[job_id].ended == JobEnded(job_id, Outcome.FAILED, 3, "boom", 5)
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_a_log_beyond_the_limit_arrives_with_a_marker(agent: Agent) -> None:
+    agent.core.limits = replace(agent.core.limits, spool_bytes=100_000)
+    agent.server.on_send = obliging
+    offer = make_offer()
+    lines = b"".join(b"line %06d\n" % number for number in range(20_000))
+    async with agent.running():
+        await eventually(lambda: agent.core.connected)
+        agent.server.push(offer)
+        await eventually(lambda: agent.heard(Started))
+        agent.server.fault = TransportError("away")
+        agent.transport.links[-1].cut()
+        await eventually(lambda: not agent.core.connected)
+        agent.store.runner_logged(offer.job_id, lines)
+        await eventually(
+            lambda: agent.core.jobs[offer.job_id].log_size < 100_000 and agent.store.log_size(offer.job_id)
+        )
+        agent.store.runner_ended(offer.job_id, Outcome.FINISHED, 0, None, Usage())
+        agent.runner.end(offer.job_id)
+        agent.server.fault = None
+        await eventually(lambda: agent.store.forgotten == [offer.job_id])
+    log = b"".join(unpack_log(frame.data) for frame in agent.heard(Log))
+    marker, rest = log.split(b"\n", 1)
+    assert b"bytes of log were dropped" in marker
+    assert lines.endswith(rest)
+    assert 50_000 < len(rest) < 100_000
+    assert agent.heard(Result)[-1].log_bytes == len(log)
 
 
 async def test_a_job_of_the_next_runner_is_not_lost_with_the_last_one(agent: Agent) -> None:

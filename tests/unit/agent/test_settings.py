@@ -62,6 +62,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
         client_key = "/etc/client.key"
         tls_server_name = "airflow.internal"
         carrier = "http"
+        spool_max_mb = 20
         [drain]
         deadline_seconds = 60
         kill_grace_seconds = 2.5
@@ -142,6 +143,7 @@ def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ('client_key = "/x"', "both 'client_cert' and 'client_key'"),
         ('tls_server_name = ""', "'tls_server_name'"),
         ('carrier = "pigeon"', "'carrier'"),
+        ("spool_max_mb = 0", "'spool_max_mb'"),
     ],
 )
 def test_bad_settings(tmp_path: Path, line: str, words: str) -> None:
