@@ -212,7 +212,7 @@ class Intervals(_Frame):
     log_seconds: float = Field(default=0.5, ge=0.05, le=60)
     """How often the agent looks for new log of running jobs."""
     reconnect_spread_seconds: float = Field(default=2.0, ge=0, le=300)
-    """Agents that lose their session in good order, all at once, come back at random times within this."""
+    """Over how long a time agents spread their return, when the server has ended all connections at once."""
 
 
 class Welcome(_Frame):
