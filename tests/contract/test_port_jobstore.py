@@ -149,3 +149,34 @@ def test_a_later_offer_of_the_same_job_starts_afresh(sides: Sides) -> None:
     (job,) = store.load()
     assert (job.fence, job.handed_over, job.ended) == (2, False, None)
     assert store.log_size(offer.job_id) == 0
+
+
+LINES = b"".join(b'{"event": "line %05d"}\n' % number for number in range(2_000))
+
+
+def test_a_part_of_a_log_is_dropped_and_a_marker_takes_its_place(sides: Sides) -> None:
+    store, runner = sides
+    offer = make_offer()
+    store.add(offer, "boot")
+    runner.runner_logged(offer.job_id, LINES)
+    at = LINES.index(b"\n", 10_000) + 1
+    size = store.shed_log(offer.job_id, at, 20_000)
+    assert size == store.log_size(offer.job_id) <= len(LINES) - 19_000
+    runner.runner_logged(offer.job_id, b"last\n")
+    log = store.read_log(offer.job_id, 0, 1_000_000)
+    assert len(log) == store.log_size(offer.job_id) == size + 5
+    assert log.startswith(LINES[:at])
+    marker, rest = log[at:].split(b"\n", 1)
+    dropped = len(LINES) + 5 - at - len(rest)
+    assert f"{dropped} bytes of log were dropped" in json.loads(marker)["event"]
+    assert dropped >= 20_000
+    assert (LINES + b"last\n").endswith(rest)
+    assert rest.startswith(b'{"event": "line')
+    for offset in (0, at - 1, at, at + 5, at + len(marker), at + len(marker) + 1, size - 1, size):
+        assert store.read_log(offer.job_id, offset, 777) == log[offset : offset + 777]
+
+
+def test_a_store_that_has_room_says_so(sides: Sides) -> None:
+    store, _ = sides
+    assert store.check() is None
+    assert store.load() == []

@@ -119,6 +119,11 @@ async def side(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator
     await end(runner)
 
 
+def ended_job(event: RunnerEvent) -> str:
+    assert isinstance(event, RunnerEnded)
+    return event.job_id
+
+
 async def test_a_job_is_started_and_ends_with_a_result(side: Side) -> None:
     offer = make_offer(workload={"type": "ExecuteTask", "nonsense": True})
     await side.hand_over(offer)
@@ -131,7 +136,7 @@ async def test_a_job_is_started_and_ends_with_a_result(side: Side) -> None:
     assert isinstance(event, RunnerStarted)
     assert event.job_id == offer.job_id
     assert event.pid > 1
-    assert await side.next_event() == RunnerEnded(offer.job_id)
+    assert ended_job(await side.next_event()) == offer.job_id
     ended = side.store.ended(offer.job_id)
     assert ended is not None
     assert ended.outcome in {Outcome.NOT_STARTED, Outcome.FAILED, Outcome.CRASHED}
@@ -220,7 +225,7 @@ async def test_the_next_daemon_takes_over_the_jobs_of_the_last_one(directory: Pa
         await second.signal(offer.job_id, "KILL")
         other = Side(second, store, second.events())
         assert isinstance(await other.next_event(), RunnerReady)
-        assert await other.next_of(RunnerEnded) == RunnerEnded(offer.job_id)
+        assert ended_job(await other.next_of(RunnerEnded)) == offer.job_id
         ended = store.ended(offer.job_id)
         assert ended is not None
         assert ended.outcome is Outcome.KILLED
@@ -258,7 +263,7 @@ async def test_the_next_job_gets_a_new_runner_after_an_idle_one_has_left(directo
             # The second one is handed over in the very moment in which the first runner leaves.
             offer = make_offer()
             await side.hand_over(offer)
-            assert await side.next_of(RunnerEnded) == RunnerEnded(offer.job_id)
+            assert ended_job(await side.next_of(RunnerEnded)) == offer.job_id
             gone = await side.next_of(RunnerGone)
             assert gone == RunnerGone(None)
     finally:

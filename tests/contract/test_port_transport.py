@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from airflow_edge_agent.adapters.http import HttpTransport
+from airflow_edge_agent.adapters.network import Network
+from airflow_edge_agent.adapters.websocket import WebSocketTransport
 from airflow_edge_agent.ports import CredentialRefused, Link, Transport, TransportError
 from airflow_edge_agent.protocol.frames import (
     MAX_FRAMES,
@@ -47,6 +49,7 @@ class Way:
             self.server.fault = CredentialRefused("no")
         else:
             self.api.misbehave = lambda _: Reply(401, "Unauthorized")
+            self.api.cut()
 
     def break_down(self) -> None:
         self.server.fault = TransportError("broken")
@@ -57,9 +60,10 @@ class Way:
         else:
             self.api.misbehave = lambda _: Reply(502, "Bad Gateway")
             self.server.push()  # the waiting poll ends, the next one meets the fault
+            self.api.cut()
 
 
-@pytest.fixture(params=["http", "memory"])
+@pytest.fixture(params=["http", "websocket", "memory"])
 async def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Way]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -71,9 +75,10 @@ async def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return
     api = AgentApi(server)
     async with serve(api) as port:
-        http = HttpTransport(f"http://127.0.0.1:{port}", TOKEN)
-        yield Way(http, server, api)
-        await http.close()
+        kind = HttpTransport if request.param == "http" else WebSocketTransport
+        carrier = kind(f"http://127.0.0.1:{port}", TOKEN, Network())
+        yield Way(carrier, server, api)
+        await carrier.close()
 
 
 async def receive(link: Link) -> list[ServerFrame]:
@@ -82,6 +87,12 @@ async def receive(link: Link) -> list[ServerFrame]:
 
 async def receive_all(link: Link) -> None:
     while True:
+        await receive(link)
+
+
+async def send_until_it_breaks(link: Link) -> None:
+    while True:
+        await link.send([Accept(job_id=new_id(), fence=1)])
         await receive(link)
 
 
@@ -133,20 +144,24 @@ async def test_the_next_sign_of_life_tells_of_the_effect_of_what_came(way: Way) 
     used = 0
 
     def presence() -> list[AgentFrame]:
-        return [Status(state=AgentState.RUNNING, slots_total=4, slots_used=used)]
+        state = Status(state=AgentState.RUNNING, slots_total=4, slots_used=used)
+        return [state, *make_presence()[1:]]
 
+    def told() -> int:
+        (status,) = way.server.presences[-1][:1]
+        assert isinstance(status, Status)
+        return status.slots_used
+
+    way.server.on_hello = lambda _: [make_welcome(intervals=Intervals(heartbeat_seconds=0.2))]
     link = await way.transport.connect(make_hello(), presence)
     await receive(link)
-    await way.server.wait_for(lambda: len(way.server.presences) == 1)
+    await way.server.wait_for(lambda: bool(way.server.presences))
     waiting = asyncio.create_task(link.receive())
     way.server.push(make_offer())
     await asyncio.wait_for(asyncio.wait([waiting]), SECONDS)
     used = 1  # acted upon, and then received again
     waiting = asyncio.create_task(link.receive())
-    await way.server.wait_for(lambda: len(way.server.presences) == 2)
-    (status,) = way.server.presences[1]
-    assert isinstance(status, Status)
-    assert status.slots_used == 1
+    await way.server.wait_for(lambda: told() == 1)
     waiting.cancel()
     await link.close()
 
@@ -158,7 +173,7 @@ async def test_frames_arrive_in_order_and_their_answers_come_back(way: Way) -> N
     ]
     accepts: list[AgentFrame] = [Accept(job_id=new_id(), fence=n) for n in range(1, 6)]
     await asyncio.wait_for(link.send(accepts), SECONDS)
-    assert way.server.received == accepts
+    await way.server.wait_for(lambda: way.server.received == accepts)
     answers = await receive(link)
     assert [frame.fence for frame in answers if isinstance(frame, AcceptAck)] == [1, 2, 3, 4, 5]
     await link.close()
@@ -169,7 +184,7 @@ async def test_sending_does_not_wait_for_the_poll(way: Way) -> None:
     await way.server.wait_for(lambda: bool(way.server.presences))
     for _ in range(3):
         await asyncio.wait_for(link.send([Goodbye(state=AgentState.OFFLINE, reason="x")]), SECONDS)
-    assert len(way.server.received) == 3
+    await way.server.wait_for(lambda: len(way.server.received) == 3)
     assert len(way.server.presences) == 1
     await link.close()
 
@@ -181,7 +196,7 @@ async def test_large_frames_and_many_frames_arrive(way: Way) -> None:
     frames += [Accept(job_id=job_id, fence=n + 1) for n in range(MAX_FRAMES)]
     way.server.on_send = lambda got: [LogAck(job_id=job_id, next_offset=len(got))]
     await asyncio.wait_for(link.send(frames), SECONDS)
-    assert way.server.received == frames
+    await way.server.wait_for(lambda: way.server.received == frames)
     await link.close()
 
 
@@ -212,9 +227,11 @@ async def test_a_refused_credential_is_told_apart(way: Way) -> None:
 async def test_a_credential_refused_later(way: Way) -> None:
     link = await opened(way)
     way.refuse_credential()
-    with pytest.raises(CredentialRefused):
-        await link.send([Accept(job_id=new_id(), fence=1)])
+    with pytest.raises(TransportError):
+        await send_until_it_breaks(link)
     await link.close()
+    with pytest.raises(CredentialRefused):
+        await way.transport.connect(make_hello(), make_presence)
 
 
 async def test_closing_never_raises_and_ends_the_signs_of_life(way: Way) -> None:

@@ -57,9 +57,17 @@ class ScriptedServer:
 
     async def poll(self, presence: list[AgentFrame], seconds: float | None = None) -> list[ServerFrame]:
         """Take a sign of life and return what was pushed, once something was."""
-        self.presences.append(presence)
-        self._changed.set()
+        self.note_presence(presence)
         try:
-            return await asyncio.wait_for(self._pushed.get(), seconds)
+            return await asyncio.wait_for(self.pushed(), seconds)
         except TimeoutError:
             return []
+
+    def note_presence(self, presence: list[AgentFrame]) -> None:
+        """Take a sign of life."""
+        self.presences.append(presence)
+        self._changed.set()
+
+    async def pushed(self) -> list[ServerFrame]:
+        """Return what was pushed, once something was."""
+        return await self._pushed.get()

@@ -22,6 +22,7 @@ class MemoryJobStore:
 
     def __init__(self) -> None:
         self.fault: StoreError | None = None
+        self.shed_fault: StoreError | None = None
         self.forgotten: list[str] = []
         self._records: dict[str, _Record] = {}
 
@@ -73,6 +74,18 @@ class MemoryJobStore:
     def read_log(self, job_id: str, offset: int, limit_bytes: int) -> bytes:
         record = self._records.get(job_id)
         return b"" if record is None else record.log[offset : offset + limit_bytes]
+
+    def shed_log(self, job_id: str, offset: int, count: int) -> int:
+        if self.shed_fault is not None:
+            raise self.shed_fault
+        record = self._records[job_id]
+        log = record.log
+        end = log.find(b"\n", offset + count - 1) + 1 or len(log)
+        record.log = log[:offset] + b'{"event": "%d bytes of log were dropped"}\n' % (end - offset) + log[end:]
+        return len(record.log)
+
+    def check(self) -> str | None:
+        return None if self.fault is None else str(self.fault)
 
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)

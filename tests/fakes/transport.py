@@ -13,6 +13,8 @@ from fakes.server import ScriptedServer
 class MemoryLink:
     """A link in memory. :meth:`cut` breaks it."""
 
+    carrier = "memory"
+
     def __init__(self, server: ScriptedServer, frames: list[ServerFrame]) -> None:
         self._server = server
         self._arrived: asyncio.Queue[list[ServerFrame] | TransportError] = asyncio.Queue()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from airflow_edge_agent import __version__
+from airflow_edge_agent.adapters.carriers import CarrierTransport
 from airflow_edge_agent.adapters.files import (
     DirectoryLock,
     TokenError,
@@ -22,10 +23,10 @@ from airflow_edge_agent.adapters.files import (
     make_private_dir,
     read_token,
 )
-from airflow_edge_agent.adapters.http import HttpTransport
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
 from airflow_edge_agent.adapters.memory import give_back_memory
 from airflow_edge_agent.adapters.metrics import PsutilProbe
+from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.notify import SystemdNotifier
 from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import check_runtime, task_environment
@@ -76,7 +77,8 @@ def run(settings: Settings) -> int:
         return EXIT_DIRECTORY
     try:
         token = read_token(settings.token_file)
-        transport = HttpTransport(settings.server_url, token, ca_file=settings.ca_file)
+        network = Network(settings.ca_file, settings.client_cert, settings.client_key, settings.tls_server_name)
+        transport = CarrierTransport(settings.server_url, token, network, settings.carrier)
     except TokenError as error:
         log.error(str(error))
         return EXIT_TOKEN
@@ -89,7 +91,7 @@ def run(settings: Settings) -> int:
         del lock
 
 
-async def _run(settings: Settings, identity: Identity, transport: HttpTransport) -> int:
+async def _run(settings: Settings, identity: Identity, transport: CarrierTransport) -> int:
     store = DirectoryJobStore(settings.jobs_dir)
     runner = SubprocessRunner(
         python=settings.runner.python,
@@ -103,6 +105,7 @@ async def _run(settings: Settings, identity: Identity, transport: HttpTransport)
             concurrency=settings.concurrency,
             kill_grace_seconds=settings.drain.kill_grace_seconds,
             drain_deadline_seconds=settings.drain.deadline_seconds,
+            spool_bytes=settings.spool_max_mb * 1024 * 1024,
         )
     )
     pump = Pump(
@@ -132,18 +135,20 @@ async def _run(settings: Settings, identity: Identity, transport: HttpTransport)
             jobs=core.held_jobs(),
         )
 
-    link = LinkLoop(pump, transport, PsutilProbe(settings.state_dir), hello=hello, backoff=Backoff())
+    link = LinkLoop(
+        pump, transport, PsutilProbe(settings.state_dir), hello=hello, backoff=Backoff(), climb=transport.climb
+    )
     link.versions = versions
 
     def on_versions(found: dict[str, str]) -> None:
         known = {key: found[key] for key in ("task_sdk", "airflow") if found.get(key)}
-        link.versions = versions.model_copy(update=known)
+        link.runtime_known(versions.model_copy(update=known))
 
     def check() -> str | None:
         sdk, problem = check_runtime(settings.runner.python)
         if problem is None:
             on_versions({"task_sdk": sdk or ""})
-        return problem
+        return problem or store.check()
 
     notifier = SystemdNotifier()
     loop = asyncio.get_running_loop()

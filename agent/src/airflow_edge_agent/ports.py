@@ -30,8 +30,19 @@ class CredentialRefused(TransportError):
     """The server does not know our token."""
 
 
+class CarrierUnsupported(TransportError):
+    """The server is there, but this kind of connection does not come through to it. Another kind may."""
+
+
+class ServerLeft(TransportError):
+    """The server went away in good order, e.g. for a restart, and told all of its agents at once."""
+
+
 class Link(Protocol):
     """An open connection that carries frames both ways."""
+
+    carrier: str
+    """What carries the frames, for people."""
 
     async def send(self, frames: list[AgentFrame]) -> None:
         """Send frames at once.
@@ -80,9 +91,11 @@ class RunnerStarted:
 
 @dataclass(frozen=True)
 class RunnerEnded:
-    """A job is over; its result file is written."""
+    """A job is over; its result file is written, unless the disk was full."""
 
     job_id: str
+    ended: JobEnded | None = None
+    """How, as the runner says it."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,17 @@ class JobStore(Protocol):
 
     def read_log(self, job_id: str, offset: int, limit_bytes: int) -> bytes:
         """Read a piece of the log; empty if there is nothing at that offset."""
+
+    def shed_log(self, job_id: str, offset: int, count: int) -> int:
+        """Drop about ``count`` bytes of the log from ``offset`` on, leave a marker line there; return the new length.
+
+        Nothing at or beyond ``offset`` may have been read for the server.
+
+        :raises StoreError: it cannot be done here, or the disk is full.
+        """
+
+    def check(self) -> str | None:
+        """Say in one line why no further job could be written down; ``None`` if one could."""
 
     def forget(self, job_id: str) -> None:
         """Remove a job's files. Never raises."""

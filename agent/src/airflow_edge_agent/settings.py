@@ -30,6 +30,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from airflow_edge_agent.core.carrier import CarrierPolicy
 from airflow_edge_agent.protocol.frames import NAME_PATTERN, Queue
 
 DEFAULT_CONFIG = Path("/etc/airflow-edge-agent/agent.toml")
@@ -140,8 +141,18 @@ class Settings(BaseSettings):
     """Airflow's Execution API as tasks reach it; by default what the server says, else below ``server_url``."""
     ca_file: AbsolutePath | None = None
     """Certificates to trust instead of the system's."""
+    client_cert: AbsolutePath | None = None
+    """Certificate that shows the server, or a proxy before it, who we are; PEM."""
+    client_key: AbsolutePath | None = None
+    """Its key; PEM, without a password."""
+    tls_server_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Name to ask for in TLS and to find in the server's certificate, if it is not that of ``server_url``."""
+    carrier: CarrierPolicy = "auto"
+    """How to talk to the server: over a WebSocket, over HTTP requests, or whichever works best."""
     allow_plain_http: bool = False
     """Allow ``http://`` to a server that is not this machine. The token is then readable on the way."""
+    spool_max_mb: int = Field(default=500, ge=1, le=10_000_000)
+    """Most log, in MiB, that is kept while the server cannot take it. Results are always kept."""
     drain: DrainSettings = DrainSettings()
     runner: RunnerSettings = RunnerSettings()
     bundles: dict[str, BundleSettings] = {}
@@ -170,6 +181,12 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{url} is not encrypted: use https, or set allow_plain_http = true if the network is trusted"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_with_its_key(self) -> Settings:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("give both 'client_cert' and 'client_key', or neither")
         return self
 
     @property

@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault:
             detail = {"reason": "invalid_state", "message": "no", "previous_state": "success"}
             self._answer(fault, {"detail": detail})
+        elif parts[1] == "connection-tests" and call == "connection":
+            # A type without a hook here: the test of it fails, and says why.
+            self._answer(200, {"conn_id": "scale", "conn_type": "balance", "host": "scale.example", "port": 4001})
         elif call == "run":
             self._answer(200, CONTEXT)
         elif call in ("state", "heartbeat"):

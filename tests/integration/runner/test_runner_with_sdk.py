@@ -266,6 +266,30 @@ def test_a_callback(site: Site, fail: bool, outcome: Outcome, code: int) -> None
     assert any(str(line["event"]).startswith("callback") for line in site.log_of(job_id))
 
 
+def test_a_connection_test(site: Site) -> None:
+    test_id = str(uuid.uuid4())
+    workload = {"type": "TestConnection", "connection_test_id": test_id, "connection_id": "scale", "timeout": 20}
+    job_id = site.client.run(workload, kind="connection_test", server=site.api.url)
+    result = site.client.result(job_id)
+    assert (result.outcome, result.exit_code, result.detail) == (Outcome.FINISHED, 0, None)
+    (verdict,) = [body for call, body in site.api.calls[""] if call == test_id]
+    assert verdict["state"] == "failed"
+    assert "balance" in verdict["result_message"]
+
+
+def test_a_connection_test_that_nobody_knows_of(site: Site) -> None:
+    test_id = str(uuid.uuid4())
+    site.api.faults["", "connection"] = 404
+    site.api.faults["", test_id] = 404
+    workload = {"type": "TestConnection", "connection_test_id": test_id, "connection_id": "scale", "timeout": 20}
+    job_id = site.client.run(workload, kind="connection_test", server=site.api.url)
+    result = site.client.result(job_id)
+    assert result.outcome is Outcome.FAILED
+    assert result.detail is not None
+    assert "could not report" in result.detail
+    site.api.faults.clear()
+
+
 def test_a_runtime_without_the_sdk_is_told_in_one_line() -> None:
     with short_folder() as base:
         # This Python without its packages is a runtime that has nothing.

@@ -16,7 +16,9 @@ import pytest
 import trustme
 
 from airflow_edge_agent import __version__
-from airflow_edge_agent.adapters.http import HttpTransport, _groups
+from airflow_edge_agent.adapters.batches import groups
+from airflow_edge_agent.adapters.http import _MAX_SEND_BYTES, HttpTransport
+from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.ports import CredentialRefused, TransportError
 from airflow_edge_agent.protocol.codec import encode_batch
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, MAX_FRAMES, Accept, AgentFrame, Log
@@ -35,7 +37,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def transport_to(url: str, ca_file: Path | None = None) -> AsyncIterator[HttpTransport]:
-    transport = HttpTransport(url, TOKEN, ca_file=ca_file)
+    transport = HttpTransport(url, TOKEN, Network(ca_file=ca_file))
     try:
         yield transport
     finally:
@@ -133,7 +135,7 @@ async def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: str | None
     if content is not None:
         path.write_text(content)
     with pytest.raises(TransportError, match="ca_file") as caught:
-        HttpTransport("https://airflow.example", TOKEN, ca_file=path)
+        HttpTransport("https://airflow.example", TOKEN, Network(ca_file=path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -319,8 +321,8 @@ def test_groups_stay_within_the_limits() -> None:
     job_id = new_id()
     frames: list[AgentFrame] = [Log(job_id=job_id, offset=n, data="A" * 390_000) for n in range(10)]
     frames += [Accept(job_id=job_id, fence=1)] * 600
-    groups = _groups(frames)
-    assert [frame for group in groups for frame in group] == frames
-    assert max(len(group) for group in groups) <= MAX_FRAMES
-    assert max(len(encode_batch(list(group))) for group in groups) <= MAX_BATCH_BYTES
-    assert _groups([]) == []
+    split = groups(frames, _MAX_SEND_BYTES)
+    assert [frame for group in split for frame in group] == frames
+    assert max(len(group) for group in split) <= MAX_FRAMES
+    assert max(len(encode_batch(list(group))) for group in split) <= MAX_BATCH_BYTES
+    assert groups([], _MAX_SEND_BYTES) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,15 +18,17 @@ from airflow_edge_agent.core.events import FrameArrived, JobEnded, LinkOpened, R
 from airflow_edge_agent.core.jobs import Phase
 from airflow_edge_agent.ports import (
     CredentialRefused,
+    RunnerEnded,
     RunnerError,
     RunnerGone,
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
+    ServerLeft,
     StoreError,
     TransportError,
 )
-from airflow_edge_agent.protocol.codec import unpack_log
+from airflow_edge_agent.protocol.codec import decode_server_frame, unpack_log
 from airflow_edge_agent.protocol.frames import (
     Accept,
     AcceptAck,
@@ -289,6 +292,117 @@ async def test_a_clock_that_differs_is_named(agent: Agent) -> None:
     assert any("clock" in line["event"] for line in logs)
 
 
+async def test_after_a_leave_in_good_order_agents_come_back_spread(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await real_sleep(0)
+
+    spread = Intervals(log_seconds=0.05, reconnect_spread_seconds=100)
+    agent.server.on_hello = lambda _: [make_welcome(intervals=spread)]
+    async with agent.running():
+        await eventually(lambda: agent.core.connected)
+        monkeypatch.setattr("airflow_edge_agent.runtime.link.asyncio.sleep", sleep)
+        for number in range(2, 12):
+            if number % 2:
+                agent.server.push(Close(code="session_unknown", message="say hello"))
+            else:
+                agent.transport.links[-1].cut(ServerLeft("https://a: closed by the server: 1012"))
+            async with asyncio.timeout(10):
+                while len(agent.server.hellos) < number or not agent.core.connected:
+                    await real_sleep(0.001)
+        monkeypatch.undo()
+    spread_waits = [wait for wait in waits if wait > 0.01]
+    assert len(spread_waits) >= 8
+    assert max(spread_waits) <= 100
+    assert max(spread_waits) - min(spread_waits) > 10
+
+
+async def test_a_server_that_leaves_before_its_welcome_is_not_asked_again_and_again(agent: Agent) -> None:
+    agent.server.fault = ServerLeft("https://a: closed by the server: 1012")
+    async with agent.running():
+        await eventually(lambda: agent.link._backoff.tries >= 3)
+
+
+async def test_what_carries_the_frames_is_visible(agent: Agent) -> None:
+    def carrier() -> str | None:
+        return agent.link.carrier
+
+    assert carrier() is None
+    with capture_logs() as logs:
+        async with agent.running():
+            await eventually(lambda: agent.core.connected)
+            assert carrier() == "memory"
+    assert [line["carrier"] for line in logs if line["event"] == "connected"] == ["memory"]
+    assert carrier() is None
+
+
+async def test_a_climb_waits_for_a_quiet_moment(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_edge_agent.runtime.link.QUIET_POLL_SECONDS", 0.01)
+    possible = asyncio.Event()
+    agent.link._climb = possible.wait  # type: ignore[assignment]  # its result does not matter
+    agent.server.on_send = obliging
+    offer = make_offer()
+    async with agent.running():
+        await eventually(lambda: agent.core.connected)
+        agent.server.on_send = lambda _: []  # the accept stays unanswered
+        agent.server.push(offer)
+        await eventually(lambda: agent.heard(Accept))
+        possible.set()
+        await asyncio.sleep(0.1)
+        assert len(agent.server.hellos) == 1
+        possible.clear()
+        agent.server.push(AcceptAck(job_id=offer.job_id, fence=1))
+        await eventually(lambda: len(agent.server.hellos) == 2 and agent.core.connected)
+        await asyncio.sleep(0.05)
+        assert len(agent.server.hellos) == 2
+    assert [job.phase for job in agent.server.hellos[-1].jobs] == ["running"]
+
+
+async def test_a_runtime_of_another_release_is_a_warning(agent: Agent) -> None:
+    with capture_logs() as logs:
+        async with agent.running():
+            await eventually(lambda: agent.core.connected)
+            versions = make_hello().versions
+            agent.link.runtime_known(versions.model_copy(update={"task_sdk": "1.3.9"}))
+            agent.link.runtime_known(versions.model_copy(update={"task_sdk": "1.2.1"}))
+            agent.link.runtime_known(versions.model_copy(update={"task_sdk": "1.2.1"}))
+            agent.transport.links[-1].cut()
+            await eventually(lambda: len(agent.server.hellos) == 2 and agent.core.connected)
+    warnings = [line["event"] for line in logs if "Task SDK" in line["event"]]
+    assert len(warnings) == 1
+    assert "1.2.1" in warnings[0]
+    assert agent.pump.exit_code is None
+
+
+@pytest.mark.parametrize(("ours", "spoken"), [((1, 1), 1), ((1, 2), 1), ((1, 2), 2), ((2, 3), 2)])
+async def test_a_neighbouring_revision_works(agent: Agent, ours: tuple[int, int], spoken: int) -> None:
+    agent.link._hello = lambda: make_hello(protocol_min=ours[0], protocol_max=ours[1])
+    newer = {"protocol": spoken, "of_the_future": {"x": 1}}
+    welcome = decode_server_frame(make_welcome().model_dump(mode="json") | newer)
+    agent.server.on_hello = lambda _: [welcome, decode_server_frame({"type": "of the future"})]
+    agent.server.on_send = obliging
+    async with agent.running():
+        await eventually(lambda: agent.core.connected)
+        agent.server.push(make_offer())
+        await eventually(lambda: agent.heard(Started))
+    assert agent.pump.exit_code is None
+
+
+async def test_a_revision_that_does_not_fit_ends_with_the_servers_words(agent: Agent) -> None:
+    words = "this server (0.3.0) speaks protocol 3 to 4, the agent (0.1.0) 1 to 1; upgrade the agent"
+    agent.server.on_hello = lambda _: [Close(code="protocol_mismatch", message=words)]
+    with capture_logs() as logs:
+        async with agent.running():
+            await asyncio.wait_for(agent.pump.exiting.wait(), 10)
+    assert agent.pump.exit_code == 76
+    assert words in [line["event"] for line in logs]
+
+
 async def test_signs_of_life_say_how_the_agent_is(agent: Agent) -> None:
     async with agent.running():
         await eventually(lambda: agent.server.presences)
@@ -373,6 +487,45 @@ async def test_an_end_without_a_result_is_a_crash(agent: Agent) -> None:
     assert ended.outcome is Outcome.CRASHED
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_a_result_that_found_no_room_on_disk_is_taken_from_the_runners_word(agent: Agent) -> None:
+    loop = asyncio.create_task(runner_loop(agent.pump, agent.runner, agent.store, agent.versions.update))
+    job_id = await bring_to(agent, Phase.RUNNING)
+    agent.store.runner_logged(job_id, b"12345")
+    agent.runner.report(RunnerEnded(job_id, JobEnded(job_id, Outcome.FAILED, 3, "boom")))
+    await eventually(lambda: agent.core.jobs[job_id].phase is Phase.FINISHED)
+    assert agent.core.jobs[job_id].ended == JobEnded(job_id, Outcome.FAILED, 3, "boom", 5)
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_a_log_beyond_the_limit_arrives_with_a_marker(agent: Agent) -> None:
+    agent.core.limits = replace(agent.core.limits, spool_bytes=100_000)
+    agent.server.on_send = obliging
+    offer = make_offer()
+    lines = b"".join(b"line %06d\n" % number for number in range(20_000))
+    async with agent.running():
+        await eventually(lambda: agent.core.connected)
+        agent.server.push(offer)
+        await eventually(lambda: agent.heard(Started))
+        agent.server.fault = TransportError("away")
+        agent.transport.links[-1].cut()
+        await eventually(lambda: not agent.core.connected)
+        agent.store.runner_logged(offer.job_id, lines)
+        await eventually(
+            lambda: agent.core.jobs[offer.job_id].log_size < 100_000 and agent.store.log_size(offer.job_id)
+        )
+        agent.store.runner_ended(offer.job_id, Outcome.FINISHED, 0, None, Usage())
+        agent.runner.end(offer.job_id)
+        agent.server.fault = None
+        await eventually(lambda: agent.store.forgotten == [offer.job_id])
+    log = b"".join(unpack_log(frame.data) for frame in agent.heard(Log))
+    marker, rest = log.split(b"\n", 1)
+    assert b"bytes of log were dropped" in marker
+    assert lines.endswith(rest)
+    assert 50_000 < len(rest) < 100_000
+    assert agent.heard(Result)[-1].log_bytes == len(log)
 
 
 async def test_a_job_of_the_next_runner_is_not_lost_with_the_last_one(agent: Agent) -> None:

@@ -58,6 +58,11 @@ def test_everything_at_once(tmp_path: Path) -> None:
         runtime_dir = "/run/x"
         execution_api_url = "http://localhost:8080/execution/"
         ca_file = "/etc/ca.pem"
+        client_cert = "/etc/client.pem"
+        client_key = "/etc/client.key"
+        tls_server_name = "airflow.internal"
+        carrier = "http"
+        spool_max_mb = 20
         [drain]
         deadline_seconds = 60
         kill_grace_seconds = 2.5
@@ -134,6 +139,11 @@ def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ("[bundles.a]", "'path' (a directory) or 'classpath'"),
         ("[bundles.a]\npath = '/x'\nclasspath = 'y'", "'path' (a directory) or 'classpath'"),
         ('execution_api_url = "ftp://x"', "'execution_api_url'"),
+        ('client_cert = "/x"', "both 'client_cert' and 'client_key'"),
+        ('client_key = "/x"', "both 'client_cert' and 'client_key'"),
+        ('tls_server_name = ""', "'tls_server_name'"),
+        ('carrier = "pigeon"', "'carrier'"),
+        ("spool_max_mb = 0", "'spool_max_mb'"),
     ],
 )
 def test_bad_settings(tmp_path: Path, line: str, words: str) -> None:

@@ -54,7 +54,7 @@ class Client:
         workload: dict[str, Any],
         *,
         job_id: str | None = None,
-        kind: Literal["task", "callback"] = "task",
+        kind: wire.Kind = "task",
         token: str = "the-token",
         server: str = "http://localhost/",
     ) -> str:

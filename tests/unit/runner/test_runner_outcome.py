@@ -12,6 +12,7 @@ from airflow_edge_agent.runner.outcome import (
     conclude,
     describe_exit,
     judge_callback,
+    judge_connection_test,
     judge_task,
     one_line,
 )
@@ -103,6 +104,14 @@ def test_how_a_callback_ended(
 ) -> None:
     report = judge_callback(exit_code=exit_code, error=error, secrets=set())
     assert (report.outcome, report.exit_code) == (outcome, code)
+
+
+def test_how_a_connection_test_ended() -> None:
+    assert judge_connection_test(exit_code=0, error=None, secrets=set()) == Report(Outcome.FINISHED, 0)
+    assert judge_connection_test(exit_code=3, error=None, secrets=set()).outcome is Outcome.FAILED
+    report = judge_connection_test(exit_code=None, error=ValueError("no entry for the-token"), secrets={"the-token"})
+    assert (report.outcome, report.exit_code) == (Outcome.FAILED, None)
+    assert report.detail == "the connection test could not report: ValueError: no entry for ***"
 
 
 FINISHED = Report(Outcome.FINISHED, 0, None, "success")

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 import uuid
+from typing import get_args
 
 import pytest
 
 from airflow_edge_agent.protocol import jobs as protocol
+from airflow_edge_agent.protocol.frames import Offer
 from airflow_edge_agent.runner import wire
 
 JOB = str(uuid.uuid4())
@@ -26,6 +28,7 @@ VERSIONS = wire.Versions(python="3.11.7", task_sdk="1.3.2", airflow=None)
 
 COMMANDS: list[wire.Command] = [
     wire.Run(job_id=JOB, kind="task", workload={"a": [1]}, token="t", server="http://x/"),
+    wire.Run(job_id=JOB, kind="connection_test", workload={"a": [1]}, token="t", server="http://x/"),
     wire.Signal(job_id=JOB, signal=9),
     wire.Stop(),
 ]
@@ -151,3 +154,7 @@ def test_the_wire_needs_nothing_but_the_standard_library() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_runner_knows_every_kind_of_job_that_a_server_may_offer() -> None:
+    assert set(wire.KINDS) == set(get_args(Offer.model_fields["kind"].annotation))

@@ -7,20 +7,27 @@ can speak at any time. The *send* lane carries what happens here and is answered
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import ssl
-from pathlib import Path
 
 import httpx
 
 from airflow_edge_agent import __version__
-from airflow_edge_agent.ports import CredentialRefused, Presence, TransportError
+from airflow_edge_agent.adapters.batches import groups
+from airflow_edge_agent.adapters.faults import (
+    broken,
+    connect_fault,
+    connect_timeout,
+    not_ours,
+    proxy_fault,
+    silent,
+    status_fault,
+    tls_fault,
+)
+from airflow_edge_agent.adapters.network import Network, proxy_for
+from airflow_edge_agent.ports import Presence, TransportError
 from airflow_edge_agent.protocol import API_PREFIX, EXCHANGE_PATH
 from airflow_edge_agent.protocol.codec import FrameError, decode_batch, decode_server_frame, encode_batch
 from airflow_edge_agent.protocol.frames import (
     MAX_BATCH_BYTES,
-    MAX_FRAMES,
     AgentFrame,
     AnyFrame,
     Hello,
@@ -35,24 +42,24 @@ _LEAST_POLL_SECONDS = 1.0
 """Least time between two polls if the first one brought nothing."""
 
 _MAX_SEND_BYTES = MAX_BATCH_BYTES // 4
-_MAX_RETRY_AFTER_SECONDS = 300.0
 
 
 class HttpTransport:
     """Way to the server over HTTP/1.1."""
 
-    def __init__(self, server_url: str, token: str, *, ca_file: Path | None = None) -> None:
+    def __init__(self, server_url: str, token: str, network: Network) -> None:
         """Prepare a pool of connections; nothing is sent yet.
 
-        :raises TransportError: ``ca_file`` cannot be used.
+        :raises TransportError: something of ``network`` cannot be used.
         """
         self._url = f"{server_url}{API_PREFIX}{EXCHANGE_PATH}"
-        try:
-            tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-        except (OSError, ssl.SSLError) as error:
-            raise TransportError(f"{ca_file}: cannot be used as ca_file: {error}") from None
+        proxy = proxy_for(server_url)
         self._client = httpx.AsyncClient(
-            verify=tls,
+            # Reading the certificates costs memory that a server without TLS need not cost.
+            verify=network.tls if self._url.startswith("https:") else False,
+            # Not the library's own reading of the environment: another carrier's library reads it differently.
+            trust_env=False,
+            proxy=proxy,
             headers={"authorization": f"Bearer {token}", "user-agent": f"airflow-edge-agent/{__version__}"},
             timeout=httpx.Timeout(_SLACK_SECONDS, connect=10.0),
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
@@ -94,15 +101,15 @@ class HttpTransport:
             batch = decode_batch(data)
             return [decode_server_frame(frame) for frame in batch.frames], batch.session_id
         except FrameError as error:
-            raise TransportError(
-                f"{self._url}: the answer is not the agent API's ({error}); is a proxy or login page in between?"
-            ) from None
+            raise not_ours(self._url, str(error)) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _translate(error, self._url) from None
 
 
 class HttpLink:
     """A session over the exchange carrier."""
+
+    carrier = "http"
 
     def __init__(self, transport: HttpTransport, frames: list[ServerFrame], session_id: str | None) -> None:
         self._transport = transport
@@ -138,7 +145,7 @@ class HttpLink:
 
         :raises TransportError: the link is broken.
         """
-        for group in _groups(frames):
+        for group in groups(frames, _MAX_SEND_BYTES):
             answers, _ = await self._transport.exchange(group, self._session_id)
             if answers:
                 self._arrived.put_nowait(answers)
@@ -163,20 +170,6 @@ class HttpLink:
             await asyncio.gather(self._poll, return_exceptions=True)
 
 
-def _groups(frames: list[AgentFrame]) -> list[list[AgentFrame]]:
-    """Split frames so that no request grows beyond what the server takes."""
-    groups: list[list[AgentFrame]] = []
-    size = _MAX_SEND_BYTES
-    for frame in frames:
-        length = len(getattr(frame, "data", "")) + 1_000
-        if size + length > _MAX_SEND_BYTES or len(groups[-1]) >= MAX_FRAMES:
-            groups.append([])
-            size = 0
-        groups[-1].append(frame)
-        size += length
-    return groups
-
-
 async def _read_bounded(response: httpx.Response) -> bytes:
     data = bytearray()
     async for piece in response.aiter_bytes():
@@ -188,59 +181,29 @@ async def _read_bounded(response: httpx.Response) -> bytes:
 
 def _refusal(response: httpx.Response, url: str) -> TransportError:
     """Say what a status other than 200 means to the operator."""
-    code = response.status_code
-    if code == httpx.codes.UNAUTHORIZED:
-        return CredentialRefused(
-            f"{url}: the server refuses this agent's token; make a new one on the server with "
-            "'airflow edge-agents token create --name NAME' and put it into the token file"
-        )
-    if code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
-        return TransportError(
-            f"{url}: Airflow has no agent API there ({code}); check server_url, and that on the server "
-            "airflow-edge-server is installed and [edge_agent] api_enabled is True"
-        )
-    if response.is_redirect:
-        target = response.headers.get("location", "elsewhere")[:200]
-        return TransportError(f"{url}: redirects to {target}; set server_url to where Airflow really is")
-    words = f"{code} {response.reason_phrase}".strip()
-    error = TransportError(f"{url}: the server answers {words}; see the log of the api-server, or of a proxy before it")
-    with contextlib.suppress(ValueError):
-        after = float(response.headers.get("retry-after", "0"))
-        # In this order "nan" becomes 0.
-        error.retry_after_seconds = min(max(0.0, after), _MAX_RETRY_AFTER_SECONDS)
-    return error
+    return status_fault(
+        url,
+        response.status_code,
+        response.reason_phrase,
+        location=response.headers.get("location", "elsewhere") if response.is_redirect else None,
+        retry_after=response.headers.get("retry-after"),
+    )
 
 
 def _translate(error: Exception, url: str) -> TransportError:
     """Turn the HTTP library's exception into one line for the operator."""
     text = str(error) or type(error).__name__
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        reason = text.split("CERTIFICATE_VERIFY_FAILED]", 1)[-1].split(" (_ssl", 1)[0].strip()
-        return TransportError(
-            f"{url}: the server's TLS certificate is not trusted ({reason}); check the clock, the name in server_url, "
-            "or give the issuing authority as ca_file"
-        )
-    if "SSL" in text or "TLS" in text:
-        return TransportError(f"{url}: no TLS connection ({text}); is server_url's https right for that port?")
+    explained = tls_fault(url, text)
+    if explained is not None:
+        return explained
     match error:
         case httpx.ProxyError():
-            return TransportError(f"{url}: the proxy does not let us through ({text}); check HTTPS_PROXY and NO_PROXY")
+            return proxy_fault(url, text)
         case httpx.ConnectTimeout():
-            return TransportError(f"{url}: no answer to the connection attempt; check address, routing and firewall")
-        case httpx.ConnectError() if _is_name_fault(error):
-            return TransportError(f"{url}: the host name cannot be resolved; check server_url and DNS")
+            return connect_timeout(url)
         case httpx.ConnectError():
-            return TransportError(f"{url}: cannot connect ({text}); is the api-server running there?")
+            return connect_fault(url, error, text)
         case httpx.TimeoutException():
-            return TransportError(
-                f"{url}: the server stopped answering; is it overloaded, or does a proxy hold its answers back?"
-            )
+            return silent(url)
         case _:
-            return TransportError(f"{url}: the connection broke ({text}); did the server or a proxy restart?")
-
-
-def _is_name_fault(error: BaseException | None) -> bool:
-    """Tell whether the host's name could not be resolved; the text of that differs from system to system."""
-    while error is not None and not isinstance(error, socket.gaierror):
-        error = error.__cause__ or error.__context__
-    return error is not None
+            return broken(url, text)

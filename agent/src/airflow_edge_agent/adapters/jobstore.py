@@ -6,15 +6,18 @@ import contextlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
+from airflow_edge_agent.adapters.cuts import CUTS_FILE, load_cuts, read_stream, shed
 from airflow_edge_agent.adapters.files import write_atomically
+from airflow_edge_agent.adapters.results import ResultRecord, read_result
 from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.core.spool import Cut, stream_size
 from airflow_edge_agent.ports import StoredJob, StoreError
-from airflow_edge_agent.protocol.frames import Bytes, Fence, JobId, Offer, Seconds, Slots, Usage
+from airflow_edge_agent.protocol.frames import Fence, JobId, Offer, Slots
 from airflow_edge_agent.protocol.jobs import Outcome
 
 JOB_FILE = "job.json"
@@ -22,12 +25,8 @@ RESULT_FILE = "result.json"
 PID_FILE = "pid.json"
 LOG_FILE = "task.log"
 
-_DETAIL_CHARACTERS = 2_000
-
-_V = TypeVar("_V")
-_seconds: TypeAdapter[float] = TypeAdapter(Seconds)
-_bytes: TypeAdapter[int] = TypeAdapter(Bytes)
-_exit_code: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=-(2**31), le=2**31 - 1)])
+_PROBE_BYTES = 64 * 1024
+"""More than a job needs at its start."""
 
 
 class _JobRecord(BaseModel):
@@ -38,20 +37,12 @@ class _JobRecord(BaseModel):
     boot_id: str
 
 
-class _ResultRecord(BaseModel):
-    outcome: Outcome
-    exit_code: int | None = None
-    detail: str | None = None
-    cpu_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    wall_seconds: float | None = None
-
-
 class DirectoryJobStore:
     """A directory for each job below ``jobs_dir``."""
 
     def __init__(self, jobs_dir: Path) -> None:
         self._jobs_dir = jobs_dir
+        self._cuts: dict[str, tuple[Cut, ...]] = {}
 
     def add(self, offer: Offer, boot_id: str) -> None:
         """Write down an accepted job, without its token.
@@ -63,6 +54,7 @@ class DirectoryJobStore:
             job_id=offer.job_id, fence=offer.fence, slots=offer.slots, label=offer.label, boot_id=boot_id
         )
         try:
+            self._cuts.pop(offer.job_id, None)
             # What an earlier dispatch to us left behind must not be taken for this one's.
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(mode=0o700)
@@ -73,7 +65,7 @@ class DirectoryJobStore:
     def load(self) -> list[StoredJob]:
         """Read all jobs; a directory that holds none is removed."""
         jobs = []
-        for directory in sorted(self._jobs_dir.iterdir()):
+        for directory in sorted(path for path in self._jobs_dir.iterdir() if path.is_dir()):
             try:
                 record = _JobRecord.model_validate_json((directory / JOB_FILE).read_bytes())
                 if record.job_id != directory.name:
@@ -102,35 +94,28 @@ class DirectoryJobStore:
 
     def ended(self, job_id: str) -> JobEnded | None:
         """Read the result that the runner wrote; ``None`` if there is none."""
-        path = self._jobs_dir / job_id / RESULT_FILE
         try:
-            record = _ResultRecord.model_validate_json(path.read_bytes())
+            content = (self._jobs_dir / job_id / RESULT_FILE).read_bytes()
         except OSError:
             return None
-        except ValidationError:
+        ended = read_result(job_id, content)
+        if ended is None:
             return JobEnded(job_id, Outcome.CRASHED, detail="its result file is damaged")
-        # The file lies within reach of tasks: a figure that no frame can carry is left out, the outcome stays.
-        usage = Usage(
-            wall_seconds=_fitting(_seconds, record.wall_seconds),
-            cpu_seconds=_fitting(_seconds, record.cpu_seconds),
-            peak_memory_bytes=_fitting(_bytes, record.peak_memory_bytes),
-        )
-        exit_code = _fitting(_exit_code, record.exit_code)
-        detail = record.detail[:_DETAIL_CHARACTERS] if record.detail else None
-        return JobEnded(job_id, record.outcome, exit_code, detail, self.log_size(job_id), usage)
+        return replace(ended, log_bytes=self.log_size(job_id))
 
     def record_end(self, ended: JobEnded) -> None:
         """Write a result where the runner could not. Best effort: without it, the next start says the same again."""
-        record = _ResultRecord(outcome=ended.outcome, exit_code=ended.exit_code, detail=ended.detail)
+        record = ResultRecord(outcome=ended.outcome, exit_code=ended.exit_code, detail=ended.detail)
         with contextlib.suppress(OSError):
             write_atomically(self._jobs_dir / ended.job_id / RESULT_FILE, json.dumps(record.model_dump(mode="json")))
 
     def log_size(self, job_id: str) -> int:
         """Return the log's length in bytes; 0 if there is none."""
         try:
-            return (self._jobs_dir / job_id / LOG_FILE).stat().st_size
+            size = (self._jobs_dir / job_id / LOG_FILE).stat().st_size
         except OSError:
             return 0
+        return stream_size(size, self._cuts_of(job_id))
 
     def read_log(self, job_id: str, offset: int, limit_bytes: int) -> bytes:
         """Read a piece of the log; empty if there is nothing at that offset."""
@@ -139,20 +124,43 @@ class DirectoryJobStore:
         except OSError:
             return b""
         try:
-            return os.pread(fd, limit_bytes, offset)
+            return read_stream(fd, offset, limit_bytes, self._cuts_of(job_id))
         except OSError:
             return b""
         finally:
             os.close(fd)
 
+    def shed_log(self, job_id: str, offset: int, count: int) -> int:
+        """Drop a piece of the log.
+
+        :raises StoreError: the file system cannot give back a part of a file, or is full.
+        """
+        directory = self._jobs_dir / job_id
+        try:
+            cuts = shed(directory / LOG_FILE, directory / CUTS_FILE, self._cuts_of(job_id), offset, count)
+        except OSError as error:
+            raise StoreError(f"{directory / LOG_FILE}: {error.strerror}") from None
+        self._cuts[job_id] = cuts
+        return self.log_size(job_id)
+
+    def _cuts_of(self, job_id: str) -> tuple[Cut, ...]:
+        if job_id not in self._cuts:
+            self._cuts[job_id] = load_cuts(self._jobs_dir / job_id / CUTS_FILE)
+        return self._cuts[job_id]
+
+    def check(self) -> str | None:
+        """Try whether another job could be written down."""
+        probe = self._jobs_dir / ".probe"
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        except OSError as error:
+            return f"{self._jobs_dir}: {error.strerror}"
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return None
+
     def forget(self, job_id: str) -> None:
         """Remove a job's files."""
+        self._cuts.pop(job_id, None)
         shutil.rmtree(self._jobs_dir / job_id, ignore_errors=True)
-
-
-def _fitting(kind: TypeAdapter[_V], value: _V | None) -> _V | None:
-    """Return the value if frames can carry it, else ``None``."""
-    try:
-        return None if value is None else kind.validate_python(value)
-    except ValidationError:
-        return None

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_edge_agent.adapters.results import read_result
 from airflow_edge_agent.ports import (
     RunnerEnded,
     RunnerError,
@@ -215,7 +216,8 @@ class SubprocessRunner:
                         self._events.put_nowait(RunnerStarted(str(message["job_id"]), int(message["pid"])))
                     case "finished":
                         jobs.discard(str(message["job_id"]))
-                        self._events.put_nowait(RunnerEnded(str(message["job_id"])))
+                        told = read_result(str(message["job_id"]), json.dumps(message.get("result")).encode())
+                        self._events.put_nowait(RunnerEnded(str(message["job_id"]), told))
                     case "refused":
                         jobs.discard(str(message["job_id"]))
                         self._events.put_nowait(RunnerRefused(str(message["job_id"]), str(message.get("detail"))))

@@ -17,9 +17,11 @@ from airflow_edge_agent.core.events import (
     LinkOpened,
     LogGone,
     LogGrew,
+    LogShed,
     RuntimeChecked,
     Say,
     Send,
+    ShedLog,
     ShipLog,
     SignalJob,
     StartJob,
@@ -27,6 +29,7 @@ from airflow_edge_agent.core.events import (
     Tick,
 )
 from airflow_edge_agent.core.jobs import AgentJob, Phase
+from airflow_edge_agent.core.spool import KEEP_PERCENT, plan, undelivered_bytes
 from airflow_edge_agent.protocol.frames import (
     MAX_JOBS,
     MAX_LOG_CHUNK_BYTES,
@@ -83,6 +86,8 @@ class Limits:
     """How long a stop waits for the server to take the last results, once all jobs have ended."""
     name_wait_seconds: float = 60.0
     """How long to keep asking for a name that is in use."""
+    spool_bytes: int = 500 * 1024 * 1024
+    """How much log that the server has not taken is kept, of all jobs together."""
 
 
 class AgentCore:
@@ -96,6 +101,7 @@ class AgentCore:
         self.state = AgentState.STARTING
         self.jobs: dict[str, AgentJob] = {}
         self.problem: str | None = None
+        self.spool_problem: str | None = None
         self.connected = False
         self.intervals = Intervals()
         self.execution_api_url: str | None = None
@@ -121,6 +127,14 @@ class AgentCore:
         return self._stop_asked_at is not None
 
     @property
+    def speaking(self) -> bool:
+        """Whether an answer of the server is awaited, or the agent is about to leave."""
+        return self.stopping or any(
+            job.phase in (Phase.ACCEPTING, Phase.STARTING, Phase.FINISHED) or job.log_in_flight
+            for job in self.jobs.values()
+        )
+
+    @property
     def undelivered(self) -> int:
         """How many ended jobs the server does not know everything of."""
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
@@ -128,7 +142,10 @@ class AgentCore:
     def status(self) -> Status:
         """Describe state and slots as they are now."""
         return Status(
-            state=self.state, slots_total=self.limits.concurrency, slots_used=self.slots_used, problem=self.problem
+            state=self.state,
+            slots_total=self.limits.concurrency,
+            slots_used=self.slots_used,
+            problem=self.problem or self.spool_problem,
         )
 
     def held_jobs(self) -> list[HeldJob]:
@@ -155,6 +172,8 @@ class AgentCore:
                 self._found(event)
             case LogGrew():
                 self._log_grew(event)
+            case LogShed():
+                self._log_shed(event)
             case LogGone(job_id):
                 self._log_gone(job_id)
             case RuntimeChecked(problem):
@@ -258,8 +277,8 @@ class AgentCore:
             return f"this agent still holds an earlier offer of the job ({known.phase})"
         if self.stopping:
             return "the agent is shutting down"
-        if self.problem is not None:
-            return self.problem
+        if (problem := self.problem or self.spool_problem) is not None:
+            return problem
         if self.state not in TAKES_JOBS:
             return f"the agent is in state '{self.state}'"
         if self.slots_used + offer.slots > self.limits.concurrency:
@@ -333,6 +352,9 @@ class AgentCore:
             label=event.label,
             phase=Phase.RUNNING,
             pid=event.pid,
+            log_size=event.log_bytes,
+            # What was there before us may have been sent, whoever acknowledged it.
+            log_sent=event.log_bytes,
         )
         self.jobs[job.job_id] = job
         if event.ended is not None:
@@ -359,6 +381,38 @@ class AgentCore:
             self._say("warning", f"its log cannot be read beyond byte {job.log_acked}; the rest is lost", job)
             job.log_size = job.log_acked
             job.log_in_flight = False
+
+    def _log_shed(self, event: LogShed) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None:
+            return
+        dropped = job.log_size - event.size_bytes
+        job.log_unsheddable = event.problem is not None or dropped <= 0
+        if event.problem is not None:
+            self._say("error", f"its log cannot be shortened: {event.problem}", job)
+        if job.log_unsheddable:
+            return
+        job.log_size = event.size_bytes
+        self._say("warning", f"{dropped} bytes of its log were dropped: the spool is full", job)
+        if job.phase is Phase.FINISHED:
+            # It told of a longer log.
+            job.result_acked = False
+            self._out.append(Send(job.result()))
+
+    def _bound_spool(self) -> None:
+        logs = [job.spooled() for job in self.jobs.values()]
+        limit = self.limits.spool_bytes
+        total = undelivered_bytes(logs)
+        sheds = plan(logs, limit)
+        self._out.extend(ShedLog(shed.job_id, shed.offset, shed.count) for shed in sheds)
+        if total > limit and not sheds and self.spool_problem is None:
+            self.spool_problem = (
+                f"spool full: {total // 2**20} MiB of logs wait for the server, spool_max_mb allows {limit // 2**20}"
+            )
+            self._say("error", f"takes no jobs: {self.spool_problem}")
+        elif total <= limit * KEEP_PERCENT // 100 and self.spool_problem is not None:
+            self.spool_problem = None
+            self._say("info", "the spool has room again")
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -450,7 +504,9 @@ class AgentCore:
             elif self.connected and not job.log_in_flight and job.log_acked < job.log_size:
                 job.log_in_flight = True
                 limit = min(MAX_LOG_CHUNK_BYTES, job.log_size - job.log_acked)
+                job.log_sent = max(job.log_sent, job.log_acked + limit)
                 self._out.append(ShipLog(job.job_id, job.log_acked, limit))
+        self._bound_spool()
         if self.state is not AgentState.STARTING:
             event = AgentEvent.BUSY if self.slots_used else AgentEvent.CLEAR
             # While stopping, only _leave() may say that all is clear: results may still be on their way.

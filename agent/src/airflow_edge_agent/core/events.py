@@ -62,6 +62,7 @@ class JobFound:
     label: str
     pid: int | None = None
     ended: JobEnded | None = None
+    log_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,15 @@ class LogGone:
     """The job's log cannot be read any more from the place that was asked for."""
 
     job_id: str
+
+
+@dataclass(frozen=True)
+class LogShed:
+    """Some of the job's log was dropped; what is left has this many bytes. ``problem``: it could not be done."""
+
+    job_id: str
+    size_bytes: int
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ Event = (
     | JobFound
     | LogGrew
     | LogGone
+    | LogShed
     | RuntimeChecked
     | StopAsked
     | Tick
@@ -147,6 +158,15 @@ class ShipLog:
 
 
 @dataclass(frozen=True)
+class ShedLog:
+    """Drop this piece of the job's log, which was never sent, and leave a marker."""
+
+    job_id: str
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True)
 class ForgetJob:
     """Server and agent agree that the job is done: remove its files."""
 
@@ -171,4 +191,4 @@ class Exit:
     reason: str
 
 
-Instruction = Send | StartJob | SignalJob | ShipLog | ForgetJob | Say | Exit
+Instruction = Send | StartJob | SignalJob | ShipLog | ShedLog | ForgetJob | Say | Exit

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Literal
 
 from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.core.spool import Spooled
 from airflow_edge_agent.protocol.frames import HeldJob, Offer, Result
 from airflow_edge_agent.protocol.states import IllegalTransition
 
@@ -57,7 +58,11 @@ class AgentJob:
     result_acked: bool = False
     log_size: int = 0
     log_acked: int = 0
+    log_sent: int = 0
+    """Nothing of the log beyond this was ever sent, also not by an earlier run of the daemon."""
     log_in_flight: bool = False
+    log_unsheddable: bool = False
+    """An attempt to drop some of it did not make it smaller."""
 
     @property
     def holds_slots(self) -> bool:
@@ -86,6 +91,11 @@ class AgentJob:
         if phase is None:
             return None
         return HeldJob(job_id=self.job_id, fence=self.fence, phase=phase, log_bytes=self.log_size)
+
+    def spooled(self) -> Spooled:
+        """Describe its log for the spool."""
+        sent = self.log_size if self.log_unsheddable else self.log_sent
+        return Spooled(self.job_id, self.phase is Phase.FINISHED, self.log_size, self.log_acked, sent)
 
     def result(self) -> Result:
         """Describe its end. Only in phase ``FINISHED``."""

@@ -14,3 +14,6 @@ API_PREFIX = "/edge-agents"
 
 EXCHANGE_PATH = "/v1/exchange"
 """The HTTP exchange carrier, below :data:`API_PREFIX`."""
+
+CHANNEL_PATH = "/v1/channel"
+"""The WebSocket carrier, below :data:`API_PREFIX`."""

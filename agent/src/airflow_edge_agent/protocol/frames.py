@@ -211,6 +211,8 @@ class Intervals(_Frame):
     """Longest time between two heartbeats, and longest wait of one HTTP exchange."""
     log_seconds: float = Field(default=0.5, ge=0.05, le=60)
     """How often the agent looks for new log of running jobs."""
+    reconnect_spread_seconds: float = Field(default=2.0, ge=0, le=300)
+    """Over how long a time agents spread their return, when the server has ended all connections at once."""
 
 
 class Welcome(_Frame):
@@ -235,7 +237,7 @@ class Offer(_Frame):
     type: Literal["offer"] = "offer"
     job_id: JobId
     fence: Fence
-    kind: Literal["task", "callback"]
+    kind: Literal["task", "callback", "connection_test"]
     slots: int = Field(ge=1, le=MAX_JOBS)
     queue: Word
     lease_seconds: Seconds
@@ -308,11 +310,11 @@ AnyFrame = AgentFrame | ServerFrame
 
 
 class Batch(BaseModel):
-    """What the HTTP exchange carries, in either direction: frames, and the session they belong to."""
+    """What a carrier moves at a time, in either direction: frames, and the session they belong to."""
 
     model_config = ConfigDict(extra="ignore")
 
     session_id: JobId | None = None
     wait_seconds: float = Field(default=0, ge=0, le=120, allow_inf_nan=False)
-    """Agent to server: how long the server may hold the answer back while it has nothing to say."""
+    """Agent to server, HTTP only: how long the server may hold the answer back while it has nothing to say."""
     frames: Annotated[list[dict[str, Any]], Field(max_length=MAX_FRAMES)] = []

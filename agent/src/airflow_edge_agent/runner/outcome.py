@@ -123,6 +123,15 @@ def judge_callback(*, exit_code: int | None, error: BaseException | None, secret
     return Report(Outcome.FAILED, exit_code, f"the callback's process {describe_exit(exit_code)}; its log has more")
 
 
+def judge_connection_test(*, exit_code: int | None, error: BaseException | None, secrets: AbstractSet[str]) -> Report:
+    """Decide how a connection test ended: whether its verdict reached Airflow, not whether the connection is good."""
+    if error is not None:
+        return Report(Outcome.FAILED, None, f"the connection test could not report: {describe(error, secrets)}")
+    if exit_code:
+        return Report(Outcome.FAILED, exit_code, f"the connection test {describe_exit(exit_code)}")
+    return Report(Outcome.FINISHED, exit_code)
+
+
 def conclude(report: Report | None, *, status: int, asked: int | None) -> Report:
     """Decide how a job ended, from its report and the end of the process that should have sent one.
 

@@ -13,13 +13,14 @@ import os
 import signal
 import sys
 import traceback
+import uuid
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from .outcome import Answer, Observed, Report, describe, judge_callback, judge_task, one_line
+from .outcome import Answer, Observed, Report, describe, judge_callback, judge_connection_test, judge_task, one_line
 from .waking import WakingSelector
-from .wire import Outcome, Run
+from .wire import Kind, Outcome, Run
 
 _MOST_ANSWER_CHARS = 300
 
@@ -35,7 +36,7 @@ def supervise(run: Run) -> Report:
     """
     seen = Observed(secrets={run.token} - {""})
     _install_sigterm(seen)
-    return _supervise_task(run, seen) if run.kind == "task" else _supervise_callback(run, seen)
+    return _SUPERVISORS[run.kind](run, seen)
 
 
 def _supervise_task(run: Run, seen: Observed) -> Report:
@@ -95,6 +96,41 @@ def _supervise_callback(run: Run, seen: Observed) -> Report:
     report = judge_callback(exit_code=code, error=error, secrets=seen.secrets)
     _explain(report, error)
     return report
+
+
+def _supervise_connection_test(run: Run, seen: Observed) -> Report:
+    """Run a connection test, which reports to Airflow itself. It has no log: what it says goes to our own output."""
+    exit_code = error = None
+    try:
+        module = importlib.import_module("airflow.sdk.execution_time.connection_test_supervisor")
+    except ImportError:
+        return Report(Outcome.NOT_STARTED, None, "could not be started: this Task SDK is too old to test connections")
+    try:
+        workload = run.workload
+        exit_code = _call(
+            module.supervise_connection_test,
+            {
+                "connection_test_id": uuid.UUID(str(workload["connection_test_id"])),
+                "connection_id": workload["connection_id"],
+                "timeout": int(workload["timeout"]),
+                "token": run.token,
+                "server": run.server,
+            },
+        )
+    except Exception as raised:  # noqa: BLE001 -- the outcome of the job says what it was
+        error = raised
+    report = judge_connection_test(
+        exit_code=None if exit_code is None else int(exit_code), error=error, secrets=seen.secrets
+    )
+    _explain(report, error)
+    return report
+
+
+_SUPERVISORS: dict[Kind, Callable[[Run, Observed], Report]] = {
+    "task": _supervise_task,
+    "callback": _supervise_callback,
+    "connection_test": _supervise_connection_test,
+}
 
 
 def _call(entry: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -11,13 +11,18 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """Longest line, its end included. A workload is a few kilobytes; this bounds what a confused peer can make us hold."""
 
 MAX_DETAIL_CHARS = 2_000
 """Longest text of a ``detail``."""
+
+Kind: TypeAlias = Literal["task", "callback", "connection_test"]
+"""What Airflow asks an executor to run."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -113,7 +118,7 @@ class Run:
 
     op: ClassVar = "run"
     job_id: str
-    kind: Literal["task", "callback"]
+    kind: Kind
     workload: dict[str, Any] = field(repr=False)
     """Airflow's workload without its token."""
     token: str = field(repr=False)
@@ -213,8 +218,8 @@ def decode_command(line: bytes) -> Command:
     match _typed(data, "op", str):
         case "run":
             kind = data.get("kind")
-            if kind not in ("task", "callback"):
-                raise WireError("kind: neither 'task' nor 'callback'")
+            if kind not in KINDS:
+                raise WireError("kind: no kind of workload that this runner knows")
             return Run(
                 job_id=_job_id(data),
                 kind=kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from airflow_edge_agent.core.events import JobEnded, JobFound, JobStarted, LogGrew, RuntimeChecked, Tick
 from airflow_edge_agent.core.jobs import Phase
@@ -37,9 +38,10 @@ async def runner_loop(
                 pump.feed(RuntimeChecked(None))
             case RunnerStarted(job_id, pid):
                 pump.feed(JobStarted(job_id, pid))
-            case RunnerEnded(job_id):
+            case RunnerEnded(job_id, told):
                 lost = JobEnded(job_id, Outcome.CRASHED, detail="the runner left no result")
-                pump.feed(store.ended(job_id) or lost)
+                ended = store.ended(job_id) or told or lost
+                pump.feed(replace(ended, log_bytes=store.log_size(job_id)))
             case RunnerRefused(job_id, detail):
                 pump.feed(JobEnded(job_id, Outcome.NOT_STARTED, detail=detail))
             case RunnerGone(problem, jobs):
@@ -107,4 +109,5 @@ async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> 
             else:
                 ended = JobEnded(job.job_id, Outcome.NOT_STARTED, detail="the agent ended before the job's start")
             ended = JobEnded(job.job_id, ended.outcome, detail=ended.detail, log_bytes=store.log_size(job.job_id))
-        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended))
+        size = store.log_size(job.job_id)
+        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended, log_bytes=size))

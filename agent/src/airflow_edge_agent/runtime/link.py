@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 import structlog
 
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import FrameArrived, LinkLost, LinkOpened
-from airflow_edge_agent.ports import CredentialRefused, Link, MetricsProbe, Transport, TransportError
+from airflow_edge_agent.core.versions import runtime_mismatch
+from airflow_edge_agent.ports import CredentialRefused, Link, MetricsProbe, ServerLeft, Transport, TransportError
 from airflow_edge_agent.protocol.frames import (
     AgentFrame,
     Close,
@@ -32,35 +34,68 @@ REFUSALS_UNTIL_EXIT = 3
 
 SKEW_WARNING_SECONDS = 30.0
 
+QUIET_POLL_SECONDS = 1.0
+"""How often to look for a moment at which a reconnect disturbs nobody."""
+
 REPEAT_SECONDS = 600.0
 """A fault that stays the same is said again this often."""
+
+
+class _After(Enum):
+    """What follows the end of a link."""
+
+    FAILURE = "wait ever longer"
+    LEAVE = "wait for a random part of the spread: every other agent lost its link as well"
+    CLIMB = "connect at once"
 
 
 class LinkLoop:
     """The loop that owns the transport."""
 
     def __init__(
-        self, pump: Pump, transport: Transport, probe: MetricsProbe, *, hello: Callable[[], Hello], backoff: Backoff
+        self,
+        pump: Pump,
+        transport: Transport,
+        probe: MetricsProbe,
+        *,
+        hello: Callable[[], Hello],
+        backoff: Backoff,
+        climb: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """Put it together.
+
+        :param climb: returns once connecting again would give a better link.
+        """
         self._pump = pump
         self._transport = transport
         self._probe = probe
         self._hello = hello
         self._backoff = backoff
+        self._climb = climb
         self._refusals = 0
         self._said = ""
         self._said_at = 0.0
+        self._said_mismatch: str | None = None
+        self._airflow_version: str | None = None
         self.last_contact_at: float | None = None
         """Monotonic time of the server's last answer."""
+        self.carrier: str | None = None
+        """What carries the frames now; ``None``: not connected."""
         self.versions: Versions | None = None
         """Told to the server with each heartbeat, once the runtime is known."""
+
+    def runtime_known(self, versions: Versions) -> None:
+        """Take note of what the task runtime consists of."""
+        self.versions = versions
+        self._compare_versions()
 
     async def run(self) -> None:
         """Connect, stay connected, connect again; until the token is refused for good."""
         while True:
             wait_for = 0.0
+            after = _After.FAILURE
             try:
-                await self._one_link()
+                after = await self._one_link()
             except CredentialRefused as error:
                 self._refusals += 1
                 self._lost(str(error))
@@ -68,12 +103,20 @@ class LinkLoop:
                     self._pump.leave(EXIT_TOKEN, str(error))
                     await asyncio.Event().wait()
             except TransportError as error:
+                if isinstance(error, ServerLeft) and self._pump.core.connected:
+                    after = _After.LEAVE
                 self._lost(str(error))
                 wait_for = error.retry_after_seconds
             if self._pump.exiting.is_set():
                 await asyncio.Event().wait()  # goodbye has been said
             chance = random.random()  # noqa: S311 -- spreads load, guards nothing
-            await asyncio.sleep(self._backoff.next_seconds(chance, at_least_seconds=wait_for))
+            match after:
+                case _After.CLIMB:
+                    pass
+                case _After.LEAVE:
+                    await asyncio.sleep(chance * self._pump.core.intervals.reconnect_spread_seconds)
+                case _After.FAILURE:
+                    await asyncio.sleep(self._backoff.next_seconds(chance, at_least_seconds=wait_for))
 
     def _lost(self, reason: str) -> None:
         if self._pump.core.connected:
@@ -83,60 +126,83 @@ class LinkLoop:
             self._said, self._said_at = reason, now
             log.warning("not connected, keeps trying", reason=reason)
 
-    async def _one_link(self) -> None:
+    async def _one_link(self) -> _After:
         link = await self._transport.connect(self._hello(), self._presence)
-        sender: asyncio.Task[None] | None = None
+        helpers: list[asyncio.Task[None]] = []
         try:
             while True:
                 receive = asyncio.ensure_future(link.receive())
-                waits: list[asyncio.Future[Any]] = [receive] if sender is None else [receive, sender]
+                waits: list[asyncio.Future[Any]] = [receive, *helpers]
                 try:
                     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                    if sender is not None and sender.done():
-                        sender.result()
+                    for helper in helpers:
+                        if helper.done() and not receive.done():
+                            helper.result()
+                            self._pump.feed(LinkLost("a better connection is possible"))
+                            return _After.CLIMB
                     frames = await receive
                 finally:
                     receive.cancel()
-                opened = self._take(frames)
+                opened = self._take(frames, link)
                 if opened:
-                    sender = asyncio.create_task(self._send_forever(link), name="send")
+                    helpers.append(asyncio.create_task(self._send_forever(link), name="send"))
+                    if self._climb is not None:
+                        helpers.append(asyncio.create_task(self._until_climb(self._climb), name="climb"))
                 elif not self._pump.core.connected:
                     if not any(isinstance(frame, Close) for frame in frames):
                         raise TransportError(
                             "the server answered the hello with neither a welcome nor a reason; is server_url an "
                             "Airflow with airflow-edge-server?"
                         )
-                    return  # closed by the server; the core has said what it thinks of it
+                    # The core has said what it thinks of it. All agents may have heard the same.
+                    return _After.LEAVE if helpers else _After.FAILURE
         finally:
-            if sender is not None:
-                sender.cancel()
-                await asyncio.gather(sender, return_exceptions=True)
+            self.carrier = None
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
             await link.close()
             self._pump.outbox.clear()
 
-    def _take(self, frames: list[ServerFrame]) -> bool:
+    async def _until_climb(self, climb: Callable[[], Awaitable[None]]) -> None:
+        await climb()
+        while not self._pump.quiet:  # noqa: ASYNC110 -- quiet is the absence of events
+            await asyncio.sleep(QUIET_POLL_SECONDS)
+
+    def _take(self, frames: list[ServerFrame], link: Link) -> bool:
         """Feed frames to the core; tell whether the link was opened by one of them."""
         self.last_contact_at = asyncio.get_running_loop().time()
         opened = False
         for frame in frames:
             if isinstance(frame, Welcome):
                 opened = True
-                self._opened(frame)
+                self._opened(frame, link)
             else:
                 self._pump.feed(FrameArrived(frame))
             if isinstance(frame, Close) and self._pump.core.connected:
                 self._pump.feed(LinkLost(frame.message))
         return opened
 
-    def _opened(self, welcome: Welcome) -> None:
+    def _opened(self, welcome: Welcome, link: Link) -> None:
         self._backoff.reset()
         self._refusals = 0
         self._said = ""
         skew = abs((datetime.now(UTC) - welcome.server_time).total_seconds())
-        log.info("connected", server=welcome.server_version, airflow=welcome.airflow_version)
+        self.carrier = link.carrier
+        self._airflow_version = welcome.airflow_version
+        log.info("connected", server=welcome.server_version, airflow=welcome.airflow_version, carrier=link.carrier)
+        self._compare_versions()
         if skew > SKEW_WARNING_SECONDS:
             log.warning("this machine's clock differs from the server's", seconds=round(skew))
         self._pump.feed(LinkOpened(welcome))
+
+    def _compare_versions(self) -> None:
+        if self.versions is None or self._airflow_version is None:
+            return
+        mismatch = runtime_mismatch(self.versions.task_sdk, self._airflow_version)
+        if mismatch is not None and mismatch != self._said_mismatch:
+            log.warning(mismatch)
+        self._said_mismatch = mismatch
 
     async def _send_forever(self, link: Link) -> None:
         while True:

@@ -17,6 +17,11 @@ class Outbox:
         self._drained = asyncio.Event()
         self._drained.set()
 
+    @property
+    def empty(self) -> bool:
+        """Whether everything has been sent."""
+        return self._drained.is_set()
+
     def put(self, frame: AgentFrame) -> None:
         """Append a frame."""
         self._frames.append(frame)

@@ -16,9 +16,11 @@ from airflow_edge_agent.core.events import (
     Instruction,
     JobEnded,
     LogGone,
+    LogShed,
     RuntimeChecked,
     Say,
     Send,
+    ShedLog,
     ShipLog,
     SignalJob,
     StartJob,
@@ -69,6 +71,11 @@ class Pump:
             self.busy.clear()
             self.idle.set()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is on its way to or from the server, so that a reconnect disturbs nobody."""
+        return self.outbox.empty and not self.core.speaking
+
     def leave(self, code: int, reason: str) -> None:
         """Make the agent exit."""
         if self.exit_code is None:
@@ -88,6 +95,8 @@ class Pump:
                 self._signals.put_nowait(instruction)
             case ShipLog():
                 self._spawn(self._ship(instruction))
+            case ShedLog():
+                self._shed(instruction)
             case ForgetJob(job_id):
                 self._store.forget(job_id)
             case Say():
@@ -123,6 +132,14 @@ class Pump:
             self.feed(LogGone(piece.job_id))
         elif self.core.connected:
             self.outbox.put(Log(job_id=piece.job_id, offset=piece.offset, data=pack_log(data)))
+
+    def _shed(self, piece: ShedLog) -> None:
+        try:
+            size = self._store.shed_log(piece.job_id, piece.offset, piece.count)
+        except StoreError as error:
+            self.feed(LogShed(piece.job_id, 0, problem=str(error)))
+        else:
+            self.feed(LogShed(piece.job_id, size))
 
     async def signal_loop(self) -> None:
         """Pass signals to the runner, in order."""

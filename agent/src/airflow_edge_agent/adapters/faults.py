@@ -1,0 +1,102 @@
+"""Faults on the way to the server, in one line for the operator. Both carriers speak through these."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from airflow_edge_agent.ports import CredentialRefused, TransportError
+
+_MAX_RETRY_AFTER_SECONDS = 300.0
+
+_UNAUTHORIZED = 401
+_ABSENT = frozenset({404, 405})
+_REDIRECTS = range(300, 400)
+
+
+def credential_refused(url: str) -> CredentialRefused:
+    """Say that the server does not know our token."""
+    return CredentialRefused(
+        f"{url}: the server refuses this agent's token; make a new one on the server with "
+        "'airflow edge-agents token create --name NAME' and put it into the token file"
+    )
+
+
+def status_fault(
+    url: str, code: int, reason: str, *, location: str | None = None, retry_after: str | None = None
+) -> TransportError:
+    """Say what a status that was not hoped for means to the operator."""
+    if code == _UNAUTHORIZED:
+        return credential_refused(url)
+    if code in _ABSENT:
+        return TransportError(
+            f"{url}: Airflow has no agent API there ({code}); check server_url, and that on the server "
+            "airflow-edge-server is installed and [edge_agent] api_enabled is True"
+        )
+    if code in _REDIRECTS and location is not None:
+        return TransportError(f"{url}: redirects to {location[:200]}; set server_url to where Airflow really is")
+    words = f"{code} {reason}".strip()
+    error = TransportError(f"{url}: the server answers {words}; see the log of the api-server, or of a proxy before it")
+    with contextlib.suppress(ValueError):
+        after = float(retry_after or "0")
+        # In this order "nan" becomes 0.
+        error.retry_after_seconds = min(max(0.0, after), _MAX_RETRY_AFTER_SECONDS)
+    return error
+
+
+def not_ours(url: str, reason: str) -> TransportError:
+    """Say that what came is not of the agent API."""
+    return TransportError(f"{url}: the answer is not the agent API's ({reason}); is a proxy or login page in between?")
+
+
+def tls_fault(url: str, text: str) -> TransportError | None:
+    """Explain an error of the TLS layer by its text; ``None`` if it is none."""
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.split("CERTIFICATE_VERIFY_FAILED]", 1)[-1].split(" (_ssl", 1)[0].strip()
+        return TransportError(
+            f"{url}: the server's TLS certificate is not trusted ({reason}); check the clock, the name in server_url "
+            "(or tls_server_name), or give the issuing authority as ca_file"
+        )
+    if "CERTIFICATE_REQUIRED" in text or "HANDSHAKE_FAILURE" in text:
+        return TransportError(
+            f"{url}: the server wants a client certificate, or another one ({text}); set client_cert and client_key"
+        )
+    if "SSL" in text or "TLS" in text:
+        return TransportError(f"{url}: no TLS connection ({text}); is server_url's https right for that port?")
+    return None
+
+
+def proxy_fault(url: str, text: str) -> TransportError:
+    """Say that a proxy refused us."""
+    return TransportError(f"{url}: the proxy does not let us through ({text}); check HTTPS_PROXY and NO_PROXY")
+
+
+def connect_timeout(url: str) -> TransportError:
+    """Say that nobody answers at all."""
+    return TransportError(f"{url}: no answer to the connection attempt; check address, routing and firewall")
+
+
+def connect_fault(url: str, error: BaseException, text: str) -> TransportError:
+    """Explain why no connection could be made."""
+    if is_name_fault(error):
+        return TransportError(f"{url}: the host name cannot be resolved; check server_url and DNS")
+    return TransportError(f"{url}: cannot connect ({text}); is the api-server running there?")
+
+
+def silent(url: str) -> TransportError:
+    """Say that the server stopped answering."""
+    return TransportError(
+        f"{url}: the server stopped answering; is it overloaded, or does a proxy hold its answers back?"
+    )
+
+
+def broken(url: str, text: str) -> TransportError:
+    """Say that an established connection broke."""
+    return TransportError(f"{url}: the connection broke ({text}); did the server or a proxy restart?")
+
+
+def is_name_fault(error: BaseException | None) -> bool:
+    """Tell whether the host's name could not be resolved; the text of that differs from system to system."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None
