@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import Figure, percentile
+from bench.figure import Figure, percentile
 from bench.report import Column, table, write_json
 from demo.run import describe
 from harness.agent import to_toml
