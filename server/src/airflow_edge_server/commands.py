@@ -19,6 +19,8 @@ from airflow.utils.session import create_session
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
+from airflow_edge_server import compat
+from airflow_edge_server.domain.versions import version_warning
 from airflow_edge_server.store import agents, tokens
 from airflow_edge_server.store.db import schema_problem
 
@@ -148,6 +150,7 @@ def _agent_row(agent: EdgeAgent) -> dict[str, Any]:
         "memory_percent": _share(metrics, "memory_used_bytes", "memory_total_bytes"),
         "disk_percent": _share(metrics, "state_disk_used_bytes", "state_disk_total_bytes"),
         "problem": agent.problem or "",
+        "warning": version_warning(versions, compat.airflow_version()) or "",
         "maintenance": _maintenance(agent),
     }
 

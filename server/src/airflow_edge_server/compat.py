@@ -83,6 +83,14 @@ def callback_key(callback_id: str) -> Hashable:
     return key
 
 
+def is_connection_test(workload: Any) -> bool:
+    """Tell whether a workload is a connection test, which Airflow has since 3.3."""
+    from airflow.executors import workloads  # noqa: PLC0415  as all in here
+
+    kind = getattr(workloads, "TestConnection", None)
+    return kind is not None and isinstance(workload, kind)
+
+
 def install_log_reader() -> bool:
     """Let this process read the logs that agents have delivered, before any other place.
 

@@ -23,6 +23,7 @@ class Settings:
     job_retention_days: float
     log_retention_days: float
     execution_api_url: str | None
+    reconnect_spread_seconds: float = 2.0
 
 
 def load(source: Any = conf) -> Settings:
@@ -42,6 +43,7 @@ def load(source: Any = conf) -> Settings:
         job_retention_days=_number(source, "job_retention", 7, 0, 36_500),
         log_retention_days=_number(source, "log_retention", 30, 0, 36_500),
         execution_api_url=(url or "").strip() or None,
+        reconnect_spread_seconds=_number(source, "reconnect_spread", 2, 0, 300),
     )
     if settings.agent_timeout_seconds <= settings.heartbeat_seconds:
         raise AirflowConfigException(

@@ -22,6 +22,7 @@ from airflow_edge_server.store.db import schema_problem
 from airflow_edge_server.store.logs import find_jobs, job_lines, log_key
 from airflow_edge_server.store.models import EdgeAgentJob
 from airflow_edge_server.store.transaction import airflow_sessions, read, write
+from airflow_edge_server.store.wakeup import Topic, announce
 from airflow_edge_server.verdicts import REPORT_GRACE_SECONDS, Verdict, judge_callback, judge_task, reason
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
     """
 
     supports_callbacks = True
+    supports_connection_test = True
     supports_multi_team = True
     is_local = False
     serve_logs = False
@@ -67,7 +69,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         self._forgotten: dict[str, str] = {}
         """Jobs that Airflow has ended on its side, and why; their agents have to hear of it."""
         self._callbacks: set[str] = set()
-        """Callbacks of which Airflow has not heard that they run."""
+        """Callbacks and connection tests of which Airflow has not heard that they run."""
         self._next_sweep = 0.0
         self._next_reconcile = 0.0
         self._housekeeping = Housekeeping(self.conf)
@@ -134,16 +136,28 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
                 task_id=_word(data.get("path")) or workload.display_name,
                 run_id=_word(data.get("run_id")),
             )
+        elif compat.is_connection_test(workload):
+            key = workload.key
+            row = self._new_job(
+                workload,
+                kind="connection_test",
+                queue=workload.queue or self.conf.get_mandatory_value("operators", "default_queue"),
+                slots=1,
+                priority_weight=1,
+                ti_id=str(workload.connection_test_id),
+                task_id=_word(workload.connection_id),
+            )
         else:
             raise TypeError(f"EdgeExecutor cannot run a workload of type {type(workload).__name__}")
         session.add(row)
+        announce(session, Topic.JOBS)
         self._unconfirmed.add(row.id)
         self._hold(row.id, key)
-        if row.kind == "callback":
+        if row.kind != "task":
             self._callbacks.add(row.id)
 
     def _new_job(self, workload: Any, **fields: Any) -> EdgeAgentJob:
-        path = workload.log_path
+        path = getattr(workload, "log_path", None)
         return EdgeAgentJob(
             id=str(uuid4()),
             state="queued",
@@ -180,6 +194,14 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         super().change_state(key, state, info, remove_running)
         if remove_running and job_id is not None:
             self._forgotten[job_id] = "Airflow has ended the task"
+            self._let_go(job_id)
+
+    def fail_connection_test(self, key: Any) -> None:
+        """Drop a connection test that Airflow has given up, and have its job ended."""
+        job_id = self._current.get(key)
+        super().fail_connection_test(key)
+        if job_id is not None:
+            self._forgotten[job_id] = "Airflow has given the connection test up: it took too long"
             self._let_go(job_id)
 
     # Airflow asks how the work goes.
@@ -243,12 +265,14 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
             airflow_sessions,
             lambda session: (queue.task_states(session, ti_ids), queue.newest_jobs(session, ti_ids)),
         )
+        orphans = [job for job in ended if job.kind == "task" and job.ti_id not in states]
+        cleared = read(airflow_sessions, lambda session: queue.cleared_tasks(session, orphans)) if orphans else {}
         done: list[tuple[queue.EndedJob, Verdict]] = []
         for job in ended:
-            if job.kind == "callback":
+            if job.kind != "task":
                 verdict = judge_callback(job.outcome, job.exit_code)
             else:
-                task = states.get(job.ti_id)
+                task = states.get(job.ti_id) or cleared.get(job.id)
                 verdict = judge_task(
                     job.outcome,
                     ti_state=task.state if task else None,

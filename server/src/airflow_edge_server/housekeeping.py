@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 STALE_QUEUED_SECONDS = 30.0
 """How old a queued job must be before it is asked whether its task still waits."""
 
+UNSTARTED_SLACK_SECONDS = 10.0
+"""How long after a missed heartbeat an agent loses the jobs that it has accepted and never started."""
+
 PURGE_SECONDS = 600.0
 """How often old jobs and logs are looked for, once there is nothing left to delete."""
 
@@ -41,6 +44,7 @@ class Housekeeping:
         """
         settings = config.load(self._source)
         self._notice_silent_agents(settings)
+        self._return_unstarted_jobs(settings)
         self._end_lost_jobs(settings)
         self._revoke_stale_jobs()
         now = time.monotonic()
@@ -58,6 +62,10 @@ class Housekeeping:
                 agent.last_contact_at.isoformat(timespec="seconds"),
                 agent.state,
             )
+
+    def _return_unstarted_jobs(self, settings: config.Settings) -> None:
+        silent = settings.heartbeat_seconds + UNSTARTED_SLACK_SECONDS
+        write(airflow_sessions, lambda session: queue.return_unstarted(session, silent_seconds=silent))
 
     def _end_lost_jobs(self, settings: config.Settings) -> None:
         for lost in write(

@@ -58,6 +58,13 @@ def get_provider_info() -> dict[str, Any]:
                         "Seconds without contact after which the jobs of an agent are ended as lost. A task that\n"
                         "still sends its own heartbeats to Airflow is left alone.\n",
                     ),
+                    "reconnect_spread": _option(
+                        "float",
+                        "2",
+                        "2",
+                        "Seconds over which agents spread their return after all connections were lost at once.\n"
+                        "Raise it for thousands of agents.\n",
+                    ),
                     "job_retention": _option(
                         "float",
                         "7",

@@ -7,11 +7,14 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 from airflow import settings
-from airflow.models.taskinstance import TaskInstance
+from airflow.executors import workloads
+from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from sqlalchemy import select
 
+from airflow_edge_server.executor import EdgeExecutor
 from integration.server import scenes
 
 
@@ -472,3 +475,77 @@ def sync_does_not_grow_with_the_table() -> None:
     print(f"FIGURE sync with 10,000 rows: {median:.2f} ms median; with sweeps {swept:.1f} ms", flush=True)
     # Measured 1 to 2 ms; the bound only catches a scan of the table.
     assert median < 50
+
+
+def a_task_cleared_while_it_ran_starts_anew_under_its_new_id() -> None:
+    edge = scenes.executor()
+    (ti_id,) = scenes.dag_run()
+    scenes.queue(edge, [ti_id])
+    scenes.set_ti(ti_id, state="running")
+    job = scenes.job_of(ti_id)
+    scenes.start(job.id)
+    with scenes.db() as session:
+        clear_task_instances([scenes.ti(session, ti_id)], session)
+    assert scenes.ti_state(ti_id) is None
+    scenes.finish(job.id, "killed", exit_code=-9)
+    edge.sync()
+    assert [state for state, _ in edge.event_buffer.values()] == ["success"]
+    scenes.process_events(edge)
+    with scenes.db() as session:
+        (row,) = session.scalars(select(TaskInstance).where(TaskInstance.dag_id == job.dag_id))
+        assert row.state is None
+    assert not edge.running
+
+
+def connection_tests_report_their_own_end() -> None:
+    assert EdgeExecutor.supports_connection_test
+    edge = scenes.executor()
+    ended = {"finished": "success", "failed": "failed"}
+    for outcome, state in ended.items():
+        test_id = uuid4()
+        workload = workloads.TestConnection(
+            connection_test_id=test_id, connection_id="db", timeout=60, queue="plant", token="not to be stored"
+        )
+        with scenes.db() as session:
+            edge.queue_workload(workload, session=session)
+        (job,) = scenes.jobs(ti_id=str(test_id))
+        assert (job.kind, job.queue, job.state) == ("connection_test", "plant", "queued")
+        assert "not to be stored" not in str(job.workload)
+        edge.sync()
+        assert scenes.events(edge) == []
+        scenes.start(job.id)
+        edge.sync()
+        assert [state for state, _ in scenes.events(edge)] == ["running"]
+        scenes.finish(job.id, outcome, exit_code=0 if outcome == "finished" else 1)
+        edge.sync()
+        assert [found for found, _ in scenes.events(edge)] == [state]
+        assert not edge.running
+
+
+def a_connection_test_given_up_is_taken_back() -> None:
+    edge = scenes.executor()
+    test_id = uuid4()
+    workload = workloads.TestConnection(connection_test_id=test_id, connection_id="db", timeout=60, token="x")
+    with scenes.db() as session:
+        edge.queue_workload(workload, session=session)
+    edge.sync()
+    edge.fail_connection_test(workload.key)
+    edge.sync()
+    (job,) = scenes.jobs(ti_id=str(test_id))
+    assert (job.state, job.outcome) == ("finished", "revoked")
+    assert not edge.running
+
+
+def jobs_a_silent_agent_never_started_go_back() -> None:
+    edge = scenes.executor()
+    ids = scenes.dag_run(tasks=3)
+    scenes.queue(edge, ids)
+    edge.sync()
+    scenes.agent("a1", state="running", silent_seconds=50)
+    scenes.agent("a2", state="running", silent_seconds=20)
+    for ti_id, name in zip(ids, ("a1", "a1", "a2"), strict=True):
+        scenes.set_job(scenes.job_of(ti_id).id, state="accepted", agent_name=name, fence=1)
+    scenes.set_ti(ids[1], state="running")
+    scenes.sweep(edge)
+    assert [scenes.job_of(ti_id).state for ti_id in ids] == ["queued", "accepted", "accepted"]
+    assert scenes.job_of(ids[0]).agent_name is None

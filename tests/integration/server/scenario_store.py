@@ -51,6 +51,26 @@ def migrations_make_what_the_models_say() -> None:
     assert made == from_models
 
 
+def the_first_tables_are_upgraded_with_what_is_in_them() -> None:
+    with scenes.db() as session:
+        EdgeAgentDBManager(session).resetdb(skip_init=True)
+    with scenes.db() as session:
+        EdgeAgentDBManager(session).upgradedb(to_revision="3f1c9a6d0b52", use_migration_files=True)
+    problem = schema_problem()
+    assert problem is not None
+    assert "outdated" in problem
+    now = datetime.now(UTC)
+    values = {"ti_id": "t", "workload": {}, "owner": "o", "queue": "q", "queued_at": now}
+    with scenes.db() as session:
+        session.add(EdgeAgentJob(id="j", kind="task", **values))
+    with scenes.db() as session:
+        EdgeAgentDBManager(session).upgradedb()
+    assert schema_problem() is None
+    with scenes.db() as session:
+        session.add(EdgeAgentJob(id="k", kind="connection_test", **values))
+    assert {job.kind for job in scenes.jobs()} == {"task", "connection_test"}
+
+
 def an_unknown_revision_is_named() -> None:
     version = EdgeAgentDBManager.version_table_name
     with settings.engine.begin() as connection:
@@ -62,7 +82,7 @@ def an_unknown_revision_is_named() -> None:
         assert "\n" not in problem
     finally:
         with settings.engine.begin() as connection:
-            connection.exec_driver_sql(f"UPDATE {version} SET version_num = '3f1c9a6d0b52'")
+            connection.exec_driver_sql(f"UPDATE {version} SET version_num = '8b2d7e4f1a63'")
     assert schema_problem() is None
 
 

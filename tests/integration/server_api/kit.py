@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import httpx
 from airflow.utils.orm_event_handlers import setup_event_handlers
 from fastapi import FastAPI
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, Integer, String, Uuid, column, create_engine, delete, insert, table, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from airflow_edge_agent.protocol import PROTOCOL_VERSION
@@ -53,11 +53,18 @@ SETTINGS = Settings(
 )
 PACE = Pace(busy_seconds=0.05, notices_seconds=0.1, shortest_seconds=0.01)
 
+TASKS = table(
+    "task_instance",
+    column("id", Uuid),
+    *[column(name, String) for name in ("dag_id", "task_id", "run_id", "state")],
+    *[column(name, Integer) for name in ("map_index", "try_number")],
+)
+
 F = TypeVar("F")
 
 
 class Database:
-    """A metadata database with our tables in it, and nothing else."""
+    """A metadata database with our tables in it, and of Airflow's only what is read of task instances."""
 
     def __init__(self, url: str, *, migrated: bool = True, fresh: bool = True) -> None:
         arguments: dict[str, Any] = {"check_same_thread": False} if url.startswith("sqlite") else {}
@@ -69,6 +76,14 @@ class Database:
         metadata.drop_all(self.engine)
         with self.engine.begin() as connection:
             connection.execute(text("DROP TABLE IF EXISTS alembic_version_edge_agent"))
+            connection.execute(text("DROP TABLE IF EXISTS task_instance"))
+            key = "uuid" if self.engine.dialect.name == "postgresql" else "CHAR(32)"
+            connection.execute(
+                text(
+                    f"CREATE TABLE task_instance (id {key} PRIMARY KEY, dag_id VARCHAR(250), task_id VARCHAR(250),"
+                    " run_id VARCHAR(250), map_index INTEGER, try_number INTEGER, state VARCHAR(20))"
+                )
+            )
         if migrated:
             self.migrate()
 
@@ -114,7 +129,29 @@ class Database:
         }
         with self.sessions() as session:
             session.add(EdgeAgentJob(**given))
+            if given["kind"] == "task":
+                place = {key: given.get(key) for key in ("dag_id", "task_id", "run_id")}
+                session.execute(
+                    insert(TASKS).values(
+                        id=uuid.UUID(given["ti_id"]),
+                        map_index=given.get("map_index", -1),
+                        try_number=given.get("try_number", 1),
+                        state="queued",
+                        **place,
+                    )
+                )
         return str(given["id"])
+
+    def set_task(self, job_id: str, **values: Any) -> None:
+        """Change the task instance of a job."""
+        ti_id = uuid.UUID(self.job(job_id).ti_id)
+        with self.sessions() as session:
+            session.execute(update(TASKS).where(TASKS.c.id == ti_id).values(**values))
+
+    def delete_task(self, job_id: str) -> None:
+        ti_id = uuid.UUID(self.job(job_id).ti_id)
+        with self.sessions() as session:
+            session.execute(delete(TASKS).where(TASKS.c.id == ti_id))
 
     def job(self, job_id: str) -> EdgeAgentJob:
         with self.sessions() as session:

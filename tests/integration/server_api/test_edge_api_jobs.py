@@ -422,3 +422,29 @@ async def test_an_idle_poll_ends_with_its_time(agent: FakeAgent) -> None:
 
 def vars_of(database: Database, job_id: str) -> dict[str, Any]:
     return {key: value for key, value in vars(database.job(job_id)).items() if not key.startswith("_")}
+
+
+async def test_the_first_result_stays(database: Database, agent: FakeAgent) -> None:
+    """An end is final: what comes later, from whom and with whatever fence, is acknowledged and changes nothing."""
+    await agent.hello()
+    job_id = database.add_job()
+    await agent.take(start=True)
+    await agent.exchange(Result(job_id=job_id, fence=1, outcome=Outcome.FAILED, exit_code=3, detail="first"))
+    before = vars_of(database, job_id)
+    for outcome in Outcome:
+        second = Result(job_id=job_id, fence=1, outcome=outcome, exit_code=0, detail="second", log_bytes=99)
+        assert await agent.exchange(second) == [ResultAck(job_id=job_id, fence=1)]
+        assert vars_of(database, job_id) == before
+
+
+@pytest.mark.parametrize("fence", [1, 3])
+async def test_a_result_of_another_fence_does_not_end_the_job(database: Database, agent: FakeAgent, fence: int) -> None:
+    await agent.hello()
+    job_id = database.add_job(fence=1)
+    offer = await agent.take(start=True)
+    assert offer.fence == 2
+    for outcome in Outcome:
+        await agent.exchange(Result(job_id=job_id, fence=fence, outcome=outcome))
+        await agent.exchange(Refuse(job_id=job_id, fence=fence, reason="full"))
+    job = database.job(job_id)
+    assert (job.state, job.agent_name, job.outcome) == (JobState.RUNNING, "factory", None)

@@ -26,6 +26,7 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server import __version__
 from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, only, running, until
 
 
@@ -50,8 +51,27 @@ async def test_two_first_hellos_at_once_give_one_session(database: Database, age
 async def test_protocols_that_do_not_fit_are_closed(agent: FakeAgent) -> None:
     (close,) = only(await agent.hello(protocol_min=2, protocol_max=9), Close)
     assert close.code == "protocol_mismatch"
-    assert "2 to 9" in close.message
-    assert "1 to 1" in close.message
+    assert close.message == (
+        f"airflow-edge-agent 1 speaks protocol 2 to 9, airflow-edge-server {__version__} speaks 1 to 1: "
+        "upgrade airflow-edge-server to 1 or newer"
+    )
+
+
+async def test_an_agent_too_old_is_told_what_to_install(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_edge_server.store.sessions.PROTOCOL_OLDEST", 2)
+    monkeypatch.setattr("airflow_edge_server.store.sessions.PROTOCOL_VERSION", 3)
+    (close,) = only(await agent.hello(protocol_min=1, protocol_max=1), Close)
+    assert close.message.endswith(f"upgrade airflow-edge-agent to {__version__} or newer")
+
+
+@pytest.mark.parametrize(("lowest", "highest", "spoken"), [(1, 2, 2), (2, 3, 3), (3, 4, 3), (1, 3, 3), (2, 2, 2)])
+async def test_the_newest_revision_both_know_is_spoken(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, lowest: int, highest: int, spoken: int
+) -> None:
+    monkeypatch.setattr("airflow_edge_server.store.sessions.PROTOCOL_OLDEST", 2)
+    monkeypatch.setattr("airflow_edge_server.store.sessions.PROTOCOL_VERSION", 3)
+    (welcome,) = only(await agent.hello(protocol_min=lowest, protocol_max=highest), Welcome)
+    assert welcome.protocol == spoken
 
 
 async def test_the_token_decides_the_name(agent: FakeAgent) -> None:
@@ -270,3 +290,20 @@ async def test_a_session_answers_after_the_server_restarted(database: Database, 
         agent.client = second
         database.add_job()
         assert len(await agent.offers()) == 1
+
+
+async def test_a_hello_does_not_touch_jobs_of_others(
+    database: Database, agent: FakeAgent, make_agent: MakeAgent
+) -> None:
+    """Listed or not, in whatever phase: only the agent that has a job can keep, finish or lose it by a hello."""
+    other = make_agent("other")
+    await other.hello()
+    database.add_job()
+    foreign = await other.take(start=True)
+    for phase in ("accepted", "running", "finished"):
+        held = HeldJob(job_id=foreign.job_id, fence=1, phase=phase)
+        only((await agent.hello(held))[1:], Cancel)
+        job = database.job(foreign.job_id)
+        assert (job.state, job.agent_name, job.fence) == ("running", "other", 1)
+    await agent.hello()
+    assert database.job(foreign.job_id).state == JobState.RUNNING

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.routing import WebSocketRoute
 
-from airflow_edge_agent.protocol import EXCHANGE_PATH
+from airflow_edge_agent.protocol import CHANNEL_PATH, EXCHANGE_PATH
 from airflow_edge_server import __version__, compat, config
 from airflow_edge_server.api.auth import TokenGate
+from airflow_edge_server.api.channel import Channel
 from airflow_edge_server.api.exchange import BODY_SECONDS, Exchange
 from airflow_edge_server.api.hub import Hub, Pace
+from airflow_edge_server.api.listener import Listener
 from airflow_edge_server.api.service import Service
 from airflow_edge_server.api.stopping import StopNotice
 from airflow_edge_server.store.db import schema_problem
 from airflow_edge_server.store.dispatch import Mint
+from airflow_edge_server.store.presence import Presence
 from airflow_edge_server.store.transaction import Sessions, airflow_sessions
 
 log = logging.getLogger(__name__)
@@ -88,29 +94,49 @@ def create_app(
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="edge-agents")
     dispatcher = ThreadPoolExecutor(1, thread_name_prefix="edge-agents-dispatcher")
     readiness = _Readiness(sessions, threads)
-    hub = Hub(sessions, dispatcher, lease_seconds=settings.lease_seconds, mint=mint, pace=pace)
-    service = Service(settings, sessions, server_version=__version__, airflow_version=compat.airflow_version())
+    presence = Presence()
+    hub = Hub(sessions, dispatcher, lease_seconds=settings.lease_seconds, mint=mint, presence=presence, pace=pace)
+    service = Service(
+        settings, sessions, server_version=__version__, airflow_version=compat.airflow_version(), presence=presence
+    )
     exchange = Exchange(
         service, hub, threads, longest_wait_seconds=settings.heartbeat_seconds, body_seconds=body_seconds
     )
+
+    channel = Channel(service, hub, threads, heartbeat_seconds=settings.heartbeat_seconds)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         on_start()
         await readiness.problem()
-        notice = StopNotice(hub.stop_polls)
+        notice = StopNotice(hub.stop_lines)
         notice.install()
         hub.start()
+        loop = asyncio.get_running_loop()
+        listener = Listener(
+            sessions,
+            heard=lambda topic: _in_loop(loop, hub.heard, topic),
+            turned=lambda live: _in_loop(loop, hub.listening, live),
+        )
+        listener.start()
         try:
             yield
         finally:
             notice.remove()
             await hub.stop()
+            await asyncio.to_thread(listener.stop)
             threads.shutdown(wait=False)
             dispatcher.shutdown(wait=False)
 
     # No pages that describe the API: it is for agents.
     app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_route(EXCHANGE_PATH, exchange.handle, methods=["POST"])
+    app.router.routes.append(WebSocketRoute(CHANNEL_PATH, channel))
     app.add_middleware(TokenGate, sessions=sessions, threads=threads, problem=readiness.problem)
     return app
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], value: object) -> None:
+    """Call from another thread; nothing happens once the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, value)

@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 from airflow_edge_agent.protocol.codec import FrameError, decode_batch, encode_batch
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer, ServerFrame
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller, unauthorized, unavailable
-from airflow_edge_server.api.hub import Hub, Poll
+from airflow_edge_server.api.hub import Hub
+from airflow_edge_server.api.lines import Poll
 from airflow_edge_server.api.service import Answer, Service
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Exchange:
             return _error(500, "internal error: see the log of the api-server")
         self._spread(caller, answer)
         if batch.wait_seconds > 0 and not answer.frames and answer.room is not None and answer.session_id is not None:
-            poll = self._hub.join(caller.agent_name, answer.session_id, caller.token_id, answer.room)
+            poll = Poll(caller.agent_name, answer.session_id, caller.token_id, answer.room)
+            self._hub.join(poll)
             wait = min(batch.wait_seconds, self._longest_wait_seconds)
             frames = await self._wait(request, poll, wait)
             if frames is None:
@@ -79,10 +81,7 @@ class Exchange:
     def _spread(self, caller: Caller, answer: Answer) -> None:
         if answer.opened and answer.session_id is not None:
             self._hub.note_session(caller.agent_name, answer.session_id, answer.later)
-        if answer.room is not None:
-            self._hub.note_room(caller.agent_name, answer.room, refused=answer.refused)
-        if answer.requeued:
-            self._hub.nudge()
+        self._hub.note_answer(caller.agent_name, answer)
 
     async def _wait(self, request: Request, poll: Poll, seconds: float) -> list[ServerFrame] | None:
         """Wait until there is something to say or the time is up; ``None``: nobody is there to hear an answer."""
@@ -95,6 +94,7 @@ class Exchange:
             gone.cancel()
             frames = self._hub.leave(poll)
         if not heard:
+            self._hub.miss(poll)
             await self._hub.return_offers([frame for frame in frames if isinstance(frame, Offer)])
         return frames if heard and not poll.revoked else None
 

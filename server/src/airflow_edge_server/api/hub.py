@@ -1,7 +1,10 @@
-"""The polls that wait in this api-server process, and the one task that finds something to say to them.
+"""The lines of the agents that wait in this api-server process, and the one task that finds something to say to them.
 
 Whatever an agent is told comes from the database, so any number of these may run side by side: an offer is claimed
-there before it is handed to a poll, and goes back there when its poll is gone.
+there before it is handed to a line, and goes back there when its line is gone.
+
+Longer than other modules: what is said, when it is looked for and what becomes of it when nobody hears it are one
+matter, and apart they would have to share all of the state.
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sqlalchemy.exc import DBAPIError
@@ -25,9 +28,25 @@ from airflow_edge_agent.protocol.frames import (
     Offer,
     ServerFrame,
 )
-from airflow_edge_server.store.dispatch import Dispatched, Mint, MintError, Room, Waiting, dispatch, give_back, sweep
+from airflow_edge_server.api.lines import Ending, Line, Poll
+from airflow_edge_server.api.service import Answer
+from airflow_edge_server.store.dispatch import (
+    Dispatched,
+    Mint,
+    MintError,
+    Room,
+    Waiting,
+    dispatch,
+    give_back,
+    give_back_offered,
+    give_back_unstarted,
+    sweep,
+)
 from airflow_edge_server.store.notices import Notices, read_notices
+from airflow_edge_server.store.presence import FLUSH_SECONDS, Presence
 from airflow_edge_server.store.transaction import Sessions, read
+from airflow_edge_server.store.wakeup import Topic
+from airflow_edge_server.store.watch import WATCH_SECONDS, TaskWatch
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +57,7 @@ REFUSAL_PAUSE_SECONDS = 2.0
 """How long an agent that has refused an offer is left alone, so that the same job does not go back and forth."""
 
 _FORGET_SECONDS = 120.0
+_LAST_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +68,20 @@ class Pace:
     idle_seconds: float = 0.5
     idle_after_seconds: float = 60.0
     """Without any work found, the pace changes from busy to idle."""
+    listening_seconds: float = 5.0
+    """The pace while the database tells when there is work."""
+    listening_after_seconds: float = 2.0
+    """How long after work was found the pace is busy even then."""
     notices_seconds: float = 1.0
     """How often it looks for leases, cancels, maintenance and revoked tokens."""
+    watch_seconds: float = WATCH_SECONDS
+    """How often it looks whether Airflow has ended tasks that agents run."""
+    flush_seconds: float = FLUSH_SECONDS
     shortest_seconds: float = 0.02
     fault_seconds: float = 3.0
     """How long it waits after a fault of the database."""
-
-
-@dataclass(eq=False, slots=True)
-class Poll:
-    """A request that waits for something to say to its agent."""
-
-    agent_name: str
-    session_id: str
-    token_id: str
-    room: Room
-    answer: asyncio.Future[list[ServerFrame]]
-    revoked: bool = False
-    """Whether it ended because its token is not valid any more."""
+    lost_seconds: float = 5.0
+    """How long an agent may be without connection until what it never started is taken from it."""
 
 
 @dataclass(slots=True)
@@ -77,11 +93,33 @@ class _Told:
     used: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A session whose line broke."""
+
+    session_id: str
+    since: datetime
+    due: float
+    """When to take from it what it never started, in monotonic seconds."""
+
+
+@dataclass(slots=True)
+class _Tasks:
+    """What one look of the dispatcher includes."""
+
+    jobs: bool
+    notices: bool
+    watch: bool
+    flush: bool
+    lost: list[tuple[str, _Lost]]
+
+
 class Hub:
-    """Waiting polls and the dispatcher.
+    """Waiting lines and the dispatcher.
 
     :param threads: runs the database work of the dispatcher.
     :param mint: makes the token of a job, given the id of its task instance or callback.
+    :param presence: signs of life, written here from time to time.
     """
 
     def __init__(
@@ -91,6 +129,7 @@ class Hub:
         *,
         lease_seconds: float,
         mint: Mint,
+        presence: Presence | None = None,
         pace: Pace | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -98,100 +137,175 @@ class Hub:
         self._threads = threads
         self._lease_seconds = lease_seconds
         self._mint = mint
+        self._presence = Presence() if presence is None else presence
+        self._watch = TaskWatch(sessions)
         self._pace = pace or Pace()
         self._clock = clock
-        self._polls: dict[str, Poll] = {}
+        self._lines: dict[str, Line] = {}
         self._told: dict[str, _Told] = {}
         self._turns: dict[str, int] = {}
         self._paused: dict[str, float] = {}
+        self._lost: dict[str, _Lost] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._returning: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
+        self._listening = False
+        self._nudged = True
         self._last_find = time.monotonic()
-        self._last_notices = 0.0
+        self._last_jobs = self._last_notices = self._last_watch = self._last_flush = 0.0
         self._last_fault = ""
 
     def start(self) -> None:
         """Start the dispatcher."""
         self._task = asyncio.create_task(self._run(), name="edge-agents dispatcher")
 
-    def stop_polls(self) -> None:
-        """Answer every waiting poll at once, and those to come: the process is about to end."""
+    def stop_lines(self) -> None:
+        """End every line at once, and those to come: the process is about to end."""
         self._ending.set()
-        for poll in list(self._polls.values()):
-            self._answer(poll, [])
+        for line in list(self._lines.values()):
+            self._drop(line)
+            line.end(Ending.STOPPING, [])
         self._wake.set()
 
     async def stop(self) -> None:
         """Stop the dispatcher; what it is about to claim is still claimed and given back."""
-        self.stop_polls()
+        self.stop_lines()
         if self._task is not None:
             await self._task
+        if self._returning:
+            await asyncio.wait(self._returning, timeout=_LAST_SECONDS)
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._threads, self._presence.flush, self._sessions)
+            await asyncio.wait_for(work, _LAST_SECONDS)
+        except (DBAPIError, TimeoutError):
+            log.warning("The last signs of life of agents could not be stored.")
 
     def nudge(self) -> None:
-        """Let the dispatcher look now: there may be something for a poll."""
+        """Let the dispatcher look now: there may be a job for somebody."""
         self._last_find = time.monotonic()
+        self._nudged = True
         self._wake.set()
 
-    def join(self, agent_name: str, session_id: str, token_id: str, room: Room) -> Poll:
-        """Register a poll. An older one of the same agent ends with nothing to say."""
-        older = self._polls.get(agent_name)
+    def heard(self, topic: str) -> None:
+        """Note what another process has announced."""
+        if topic == Topic.JOBS:
+            self.nudge()
+        elif topic == Topic.ORDERS:
+            self._last_notices = 0.0
+            self._wake.set()
+
+    def listening(self, live: bool) -> None:  # noqa: FBT001  a callback with one argument
+        """Note whether the database tells when there is work; if so it is asked less often."""
+        self._listening = live
+        # What was announced while nobody listened has to be looked for.
+        self.nudge()
+
+    def join(self, line: Line) -> None:
+        """Register a line. An older one of the same agent ends."""
+        older = self._lines.pop(line.agent_name, None)
         if older is not None:
-            self._answer(older, [])
-        poll = Poll(agent_name, session_id, token_id, room, asyncio.get_running_loop().create_future())
-        told = self._told_of(session_id)
-        if self._ending.is_set() or told.later:
+            older.end(Ending.REPLACED, [])
+        if self._ending.is_set():
+            line.end(Ending.STOPPING, [])
+            return
+        told = self._told_of(line.session_id)
+        if told.later:
             frames, told.later = told.later[:MAX_FRAMES], told.later[MAX_FRAMES:]
-            poll.answer.set_result(frames)
-            return poll
-        self._polls[agent_name] = poll
+            line.say(frames)
+            if not line.lasting:
+                return
+        self._lines[line.agent_name] = line
+        self._lost.pop(line.agent_name, None)
+        self._nudged |= line.room.free_slots > 0
         self._wake.set()
-        return poll
 
     def leave(self, poll: Poll) -> list[ServerFrame]:
         """Forget a poll whose request is over; return what it was given."""
-        if self._polls.get(poll.agent_name) is poll:
-            del self._polls[poll.agent_name]
-        if poll.answer.done():
-            return poll.answer.result()
-        poll.answer.set_result([])
-        return []
+        self._drop(poll)
+        return poll.take()
 
-    def note_room(self, agent_name: str, room: Room, *, refused: bool) -> None:
-        """Note what an agent can take now, as one of its requests has told."""
+    def hang_up(self, line: Line) -> None:
+        """Forget a line that has broken or was closed; what it was offered and did not accept goes back."""
+        current = self._drop(line)
+        if not line.session_id:
+            return
+        if current and not self._ending.is_set():
+            self.miss(line)
+        task = asyncio.create_task(self._return_offered(line.agent_name, line.session_id))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    def miss(self, line: Line) -> None:
+        """Note that an agent is gone from its line. Unless it is heard of again, it loses what it never started."""
+        due = time.monotonic() + self._pace.lost_seconds
+        self._lost[line.agent_name] = _Lost(line.session_id, self._clock(), due)
+        self._wake.set()
+
+    def note_answer(self, agent_name: str, answer: Answer) -> None:
+        """Note what a batch of an agent has changed for those who wait."""
+        if answer.room is not None:
+            self._note_room(agent_name, answer.room, refused=answer.refused)
+        if answer.requeued:
+            self.nudge()
+        if not self._lines:
+            # Without lines nothing else would have its sign of life written.
+            self._wake.set()
+
+    def _note_room(self, agent_name: str, room: Room, *, refused: bool) -> None:
         if refused:
             self._paused[agent_name] = time.monotonic() + REFUSAL_PAUSE_SECONDS
-        poll = self._polls.get(agent_name)
-        if poll is not None and poll.session_id == room.session_id:
-            if room.free_slots > poll.room.free_slots:
+        line = self._lines.get(agent_name)
+        if line is not None and line.session_id == room.session_id:
+            if room.free_slots > line.room.free_slots:
+                self._nudged = True
                 self._wake.set()
-            poll.room = room
+            line.room = room
 
     def note_session(self, agent_name: str, session_id: str, later: list[ServerFrame]) -> None:
-        """Note a new session: a poll of the one before ends."""
+        """Note a new session: a line of the one before ends."""
         self._told_of(session_id).later = later
-        poll = self._polls.get(agent_name)
-        if poll is not None and poll.session_id != session_id:
-            self._answer(poll, [_superseded(agent_name)])
+        self._lost.pop(agent_name, None)
+        line = self._lines.get(agent_name)
+        if line is not None and line.session_id != session_id:
+            self._end(line, Ending.CLOSED, [_superseded(agent_name)])
 
     async def return_offers(self, offers: list[Offer]) -> None:
         """Put offers that could not be handed on back into their queues."""
-        if not offers:
-            return
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, give_back, self._sessions, offers)
-        except (DBAPIError, RuntimeError):
-            log.warning("%d offer(s) could not be put back at once; they return when their lease ends.", len(offers))
-            return
-        self.nudge()
+        if offers:
+            await self._give_back(functools.partial(give_back, self._sessions, offers))
 
-    def _answer(self, poll: Poll, frames: list[ServerFrame]) -> bool:
-        if self._polls.get(poll.agent_name) is poll:
-            del self._polls[poll.agent_name]
-        if poll.answer.done():
+    async def _return_offered(self, agent_name: str, session_id: str) -> None:
+        await self._give_back(functools.partial(give_back_offered, self._sessions, agent_name, session_id))
+
+    async def _give_back(self, work: Callable[[], int]) -> None:
+        try:
+            count = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except (DBAPIError, RuntimeError):
+            log.warning("Offers could not be put back at once; they return when their lease ends.")
+            return
+        if count:
+            self.nudge()
+
+    def _drop(self, line: Line) -> bool:
+        """Forget a line; return whether it was the current one of its agent."""
+        if self._lines.get(line.agent_name) is not line:
             return False
-        poll.answer.set_result(frames)
+        del self._lines[line.agent_name]
         return True
+
+    def _end(self, line: Line, ending: Ending, frames: list[ServerFrame]) -> None:
+        self._drop(line)
+        line.end(ending, frames)
+
+    def _say(self, line: Line, frames: list[ServerFrame]) -> bool:
+        """Say it on the line, or on the one that its session has opened in its place."""
+        current = self._lines.get(line.agent_name)
+        if current is None or current.session_id != line.session_id:
+            return False
+        if not current.lasting:
+            self._drop(current)
+        return current.say(frames)
 
     def _told_of(self, session_id: str) -> _Told:
         told = self._told.setdefault(session_id, _Told())
@@ -201,26 +315,74 @@ class Hub:
     async def _run(self) -> None:
         while not self._ending.is_set():
             pause = self._pace.shortest_seconds
-            if self._polls:
-                self._wake.clear()
+            tasks = self._due(time.monotonic())
+            if tasks is not None:
                 try:
-                    await self._round()
+                    await self._round(tasks)
                     self._last_fault = ""
                 except (DBAPIError, MintError) as error:
                     self._log_fault(error)
-                    pause = self._pace.fault_seconds
+                    pause = self._put_off(tasks)
                 except Exception:
                     log.exception("The dispatcher failed; it goes on.")
-                    pause = self._pace.fault_seconds
+                    pause = self._put_off(tasks)
             # Many nudges at once are answered by one look.
             await _set_within(self._ending, pause)
-            rest = self._interval() - pause if self._polls else None
+            rest = self._rest(time.monotonic())
             if rest is None or rest > 0:
                 await _set_within(self._wake, rest)
+            self._wake.clear()
 
-    def _interval(self) -> float:
-        idle = time.monotonic() - self._last_find >= self._pace.idle_after_seconds
-        return self._pace.idle_seconds if idle else self._pace.busy_seconds
+    def _due(self, now: float) -> _Tasks | None:
+        """Return what has to be done now, and note that it is; ``None``: nothing."""
+        pace, lines = self._pace, bool(self._lines)
+        lost = [(name, lost) for name, lost in self._lost.items() if lost.due <= now]
+        tasks = _Tasks(
+            jobs=lines and (self._nudged or now - self._last_jobs >= self._interval(now)),
+            notices=lines and now - self._last_notices >= pace.notices_seconds,
+            watch=lines and now - self._last_watch >= pace.watch_seconds,
+            flush=bool(self._presence) and now - self._last_flush >= pace.flush_seconds,
+            lost=lost,
+        )
+        if tasks.jobs:
+            self._last_jobs, self._nudged = now, False
+        if tasks.notices:
+            self._last_notices = now
+            self._forget(now)
+        if tasks.watch:
+            self._last_watch = now
+        if tasks.flush:
+            self._last_flush = now
+        for name, _ in lost:
+            del self._lost[name]
+        due = tasks.jobs or tasks.notices or tasks.watch or tasks.flush or lost
+        return tasks if due else None
+
+    def _put_off(self, tasks: _Tasks) -> float:
+        """Note that what was due could not be done; return how long to wait."""
+        self._nudged = True
+        self._lost = dict(tasks.lost) | self._lost
+        return self._pace.fault_seconds
+
+    def _rest(self, now: float) -> float | None:
+        """Return how long nothing is due; ``None``: until something happens."""
+        pace = self._pace
+        times = [lost.due for lost in self._lost.values()]
+        if self._lines:
+            times.append(0.0 if self._nudged else self._last_jobs + self._interval(now))
+            times.append(self._last_notices + pace.notices_seconds)
+            times.append(self._last_watch + pace.watch_seconds)
+        if self._presence or self._lines:
+            times.append(self._last_flush + pace.flush_seconds if self._presence else now + pace.flush_seconds)
+        return min(times) - now if times else None
+
+    def _interval(self, now: float) -> float:
+        idle = now - self._last_find
+        if self._listening and not self._paused:
+            return (
+                self._pace.listening_seconds if idle >= self._pace.listening_after_seconds else self._pace.busy_seconds
+            )
+        return self._pace.idle_seconds if idle >= self._pace.idle_after_seconds else self._pace.busy_seconds
 
     def _log_fault(self, error: DBAPIError | MintError) -> None:
         text = str(error) if isinstance(error, MintError) else f"the database failed ({type(error.orig).__name__})"
@@ -228,68 +390,79 @@ class Hub:
             self._last_fault = text
             log.error("No jobs are offered: %s. Trying again every %g s.", text, self._pace.fault_seconds)
 
-    async def _round(self) -> None:
+    async def _round(self, tasks: _Tasks) -> None:
         """Look once. All database work is done by one call in a thread."""
         started = time.monotonic()
-        with_notices = started - self._last_notices >= self._pace.notices_seconds
-        if with_notices:
-            self._last_notices = started
-            self._forget(started)
-        polls = dict(self._polls)
+        lines = dict(self._lines)
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, functools.partial(self._look, polls, started, with_notices=with_notices)
+            self._threads, functools.partial(self._look, lines, started, tasks)
         )
-        notices, dispatched = await work
-        # A poll that was answered or left meanwhile must not swallow what was claimed for it.
+        notices, dispatched, returned = await work
+        # A line that was answered or left meanwhile must not swallow what was claimed for it.
         homeless: list[Offer] = []
         for name, offers in dispatched.offers.items():
-            poll = polls[name]
-            frames: list[ServerFrame] = list(offers)
-            if self._polls.get(name) is poll and self._answer(poll, frames):
+            line = lines[name]
+            if self._say(line, list(offers)):
+                slots = sum(offer.slots for offer in offers)
+                line.room = replace(line.room, free_slots=max(line.room.free_slots - slots, 0))
                 self._turns[name] = self._turns.get(name, 0) + len(offers)
                 self._last_find = time.monotonic()
             else:
                 homeless.extend(offers)
         for name, room in dispatched.rooms.items():
-            if name not in dispatched.offers and (waiting := self._polls.get(name)) is polls[name]:
+            if name not in dispatched.offers and (waiting := self._lines.get(name)) is lines[name]:
                 waiting.room = room
         if notices is not None:
-            self._tell(polls, notices)
+            self._tell(lines, notices, offered=dispatched.offers)
+        if returned:
+            self.nudge()
         await self.return_offers(homeless)
 
-    def _look(self, polls: dict[str, Poll], started: float, *, with_notices: bool) -> tuple[Notices | None, Dispatched]:
+    def _look(self, lines: dict[str, Line], started: float, tasks: _Tasks) -> tuple[Notices | None, Dispatched, int]:
         now = self._clock()
         notices = None
-        if with_notices:
-            sweep(self._sessions, now=now)
-            token_ids = sorted({poll.token_id for poll in polls.values()})
-            notices = read(self._sessions, lambda session: read_notices(session, sorted(polls), token_ids))
-        rooms = notices.rooms if notices is not None else {name: poll.room for name, poll in polls.items()}
+        names = sorted(lines)
+        if tasks.flush:
+            self._presence.flush(self._sessions)
+        returned = 0
+        for name, lost in tasks.lost:
+            returned += give_back_unstarted(self._sessions, name, lost.session_id, since=lost.since)
+        cancelled = self._watch.look(names) if tasks.watch else 0
+        if tasks.notices or cancelled:
+            returned += sweep(self._sessions, now=now)
+            token_ids = sorted({line.token_id for line in lines.values()})
+            notices = read(self._sessions, lambda session: read_notices(session, names, token_ids))
+        if not tasks.jobs:
+            return notices, Dispatched(), returned
+        rooms = notices.rooms if notices is not None else {name: line.room for name, line in lines.items()}
         waiting = [
-            Waiting(name, poll.session_id, self._turns.get(name, 0))
-            for name, poll in polls.items()
-            if self._paused.get(name, 0) <= started and (notices is None or _undisturbed(poll, notices))
+            Waiting(name, line.session_id, self._turns.get(name, 0))
+            for name, line in lines.items()
+            if self._paused.get(name, 0) <= started and (notices is None or _undisturbed(line, notices))
         ]
         found = dispatch(self._sessions, waiting, rooms, now=now, lease_seconds=self._lease_seconds, mint=self._mint)
-        return notices, found
+        return notices, found, returned
 
-    def _tell(self, polls: dict[str, Poll], notices: Notices) -> None:
+    def _tell(self, lines: dict[str, Line], notices: Notices, *, offered: Collection[str]) -> None:
         now = time.monotonic()
-        for name, poll in polls.items():
-            if self._polls.get(name) is not poll:
+        for name, line in lines.items():
+            if self._lines.get(name) is not line:
                 continue
-            if poll.token_id in notices.revoked_tokens:
-                poll.revoked = True
-                self._answer(poll, [])
+            if line.token_id in notices.revoked_tokens:
+                self._end(line, Ending.REVOKED, [])
                 continue
             room = notices.rooms.get(name)
-            if room is None or room.session_id != poll.session_id:
-                self._answer(poll, [_superseded(name)])
+            if room is None or room.session_id != line.session_id:
+                self._end(line, Ending.CLOSED, [_superseded(name)])
                 continue
-            poll.room = room
-            frames = self._unrepeated(poll.session_id, _orders(name, notices), now)
+            if name not in offered:
+                if room.free_slots > line.room.free_slots:
+                    self._nudged = True
+                    self._wake.set()
+                line.room = room
+            frames = self._unrepeated(line.session_id, _orders(name, notices), now)
             if frames:
-                self._answer(poll, frames)
+                self._say(line, frames)
 
     def _unrepeated(self, session_id: str, frames: Iterable[Cancel | Maintenance], now: float) -> list[ServerFrame]:
         told = self._told_of(session_id)
@@ -309,6 +482,8 @@ class Hub:
                 del told.at[key]
         for name in [key for key, until in self._paused.items() if until <= now]:
             del self._paused[name]
+            # What was kept from it while it was left alone has to be looked for.
+            self._nudged = True
 
 
 async def _set_within(event: asyncio.Event, seconds: float | None) -> None:
@@ -319,9 +494,9 @@ async def _set_within(event: asyncio.Event, seconds: float | None) -> None:
         return
 
 
-def _undisturbed(poll: Poll, notices: Notices) -> bool:
-    """Tell whether a poll may be offered jobs, as far as the notices tell."""
-    return poll.token_id not in notices.revoked_tokens and poll.agent_name not in notices.maintenance
+def _undisturbed(line: Line, notices: Notices) -> bool:
+    """Tell whether an agent may be offered jobs, as far as the notices tell."""
+    return line.token_id not in notices.revoked_tokens and line.agent_name not in notices.maintenance
 
 
 def _orders(name: str, notices: Notices) -> list[Cancel | Maintenance]:

@@ -35,7 +35,9 @@ from airflow_edge_server.config import Settings
 from airflow_edge_server.store import sessions as store
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.jobs import JobBook
-from airflow_edge_server.store.transaction import Sessions, write
+from airflow_edge_server.store.presence import Presence, Sign
+from airflow_edge_server.store.transaction import Sessions, read, write
+from airflow_edge_server.store.wakeup import Topic, announce
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Answer:
     requeued: bool = False
     """Whether a job went back to its queue."""
     opened: bool = False
+    status: Status | None = None
+    """What the agent said of itself, once it is in the database."""
 
 
 class Service:
@@ -73,12 +77,14 @@ class Service:
         *,
         server_version: str,
         airflow_version: str,
+        presence: Presence | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._server_version = server_version
         self._airflow_version = airflow_version
+        self._presence = Presence() if presence is None else presence
         self._clock = clock
 
     def handle(self, agent_name: str, batch: Batch) -> Answer:
@@ -86,17 +92,64 @@ class Service:
 
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
+        return self._handle(agent_name, batch, poll=batch.wait_seconds > 0, known=None, on_channel=False)
+
+    def on_channel(self, agent_name: str, batch: Batch, known: Status | None) -> Answer:
+        """Answer a batch that came on a standing connection.
+
+        :param known: what the agent last said of itself there, as far as that is in the database.
+        :raises sqlalchemy.exc.DBAPIError: when the database fails.
+        """
+        poll = bool(batch.frames) and batch.frames[0].get("type") == "hello"
+        return self._handle(agent_name, batch, poll=poll, known=known, on_channel=True)
+
+    def _handle(self, agent_name: str, batch: Batch, *, poll: bool, known: Status | None, on_channel: bool) -> Answer:
         unknown, frames = self._decode(agent_name, batch.frames)
         if frames and isinstance(frames[0], Close):
             return Answer(batch.session_id, [frames[0]])
         given: list[AgentFrame] = [frame for frame in frames if not isinstance(frame, Close)]
-        poll = batch.wait_seconds > 0
-        answer = write(
-            self._sessions, lambda session: self._apply(session, agent_name, batch.session_id, given, poll=poll)
-        )
+        signs = [frame for frame in given if isinstance(frame, Status | Heartbeat)]
+        answer = None
+        if batch.session_id is not None and len(signs) == len(given):
+            if not on_channel:
+                answer = self._hear_of(agent_name, batch.session_id, signs, poll=poll)
+            elif all(frame == known for frame in signs if isinstance(frame, Status)):
+                # The dispatcher looks whether the session is still the agent's current one.
+                answer = Answer(batch.session_id)
+                self._note(agent_name, batch.session_id, signs, known)
+        if answer is None:
+            answer = write(
+                self._sessions, lambda session: self._act(session, agent_name, batch.session_id, given, poll)
+            )
         answer.frames.extend(unknown)
         answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
         return answer
+
+    def _hear_of(
+        self, agent_name: str, session_id: str, signs: list[Status | Heartbeat], *, poll: bool
+    ) -> Answer | None:
+        """Answer an agent of which nothing has changed, without writing; ``None``: something has."""
+        statuses = [frame for frame in signs if isinstance(frame, Status)]
+
+        def look(session: Session) -> Answer | None:
+            if not store.is_as_stored(session, agent_name, session_id, statuses):
+                return None
+            rooms = read_rooms(session, [agent_name]) if poll or statuses else {}
+            return Answer(session_id, room=rooms.get(agent_name))
+
+        answer = read(self._sessions, look)
+        if answer is not None:
+            self._note(agent_name, session_id, signs, statuses[-1] if statuses else None)
+        return answer
+
+    def _note(self, agent_name: str, session_id: str, signs: list[Status | Heartbeat], status: Status | None) -> None:
+        """Note a sign of life; it is written with those of others."""
+        sign = Sign(session_id, self._clock(), state=None if status is None else status.state)
+        for frame in signs:
+            if isinstance(frame, Heartbeat):
+                sign.metrics = store.metrics_of(frame)
+                sign.versions = sign.versions if frame.versions is None else store.versions_of(frame.versions)
+        self._presence.note(agent_name, sign)
 
     def _decode(self, agent_name: str, raw: list[dict[str, Any]]) -> tuple[list[ServerFrame], list[AgentFrame | Close]]:
         """Decode what can be decoded; the rest is logged once per batch."""
@@ -124,6 +177,19 @@ class Service:
             log.warning("Agent %s sent a frame that was skipped: %s%s", agent_name, faults[0], more)
         return unknown, frames
 
+    def _act(
+        self,
+        session: Session,
+        agent_name: str,
+        session_id: str | None,
+        frames: list[AgentFrame],
+        poll: bool,  # noqa: FBT001  private
+    ) -> Answer:
+        answer = self._apply(session, agent_name, session_id, frames, poll=poll)
+        if answer.requeued:
+            announce(session, Topic.JOBS)
+        return answer
+
     def _apply(
         self, session: Session, agent_name: str, session_id: str | None, frames: list[AgentFrame], *, poll: bool
     ) -> Answer:
@@ -139,13 +205,14 @@ class Service:
         if agent is None or fault is not None:
             answer.frames = [] if fault is None else [fault]
             return answer
-        store.note_contact(agent, now)
+        self._presence.note(agent_name, Sign(agent.session_id or "", now))
         about_jobs = [frame.job_id for frame in frames if isinstance(frame, _ABOUT_JOBS)]
         book = JobBook(session, agent_name, now, about_jobs)
         log_acks: dict[str, LogAck] = {}
         for frame in frames:
             if isinstance(frame, Status):
                 store.note_status(agent, frame)
+                answer.status = frame
             elif isinstance(frame, Heartbeat):
                 store.note_heartbeat(agent, frame, now)
             elif isinstance(frame, Goodbye):
@@ -177,7 +244,13 @@ class Service:
             message = f"the token belongs to the agent {agent_name!r}, not to {hello.name!r}"
             answer.frames.append(Close(code="name_mismatch", message=message))
             return None
-        opened = store.open_session(session, hello, now=now, heartbeat_seconds=self._settings.heartbeat_seconds)
+        opened = store.open_session(
+            session,
+            hello,
+            now=now,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            server_version=self._server_version,
+        )
         if isinstance(opened, Close):
             log.warning("Agent %s was turned away: %s", agent_name, opened.message)
             answer.frames.append(opened)
@@ -195,7 +268,10 @@ class Service:
             server_version=self._server_version,
             airflow_version=self._airflow_version,
             server_time=now,
-            intervals=Intervals(heartbeat_seconds=self._settings.heartbeat_seconds),
+            intervals=Intervals(
+                heartbeat_seconds=self._settings.heartbeat_seconds,
+                reconnect_spread_seconds=self._settings.reconnect_spread_seconds,
+            ),
             execution_api_url=self._settings.execution_api_url,
             maintenance=opened.maintenance,
         )

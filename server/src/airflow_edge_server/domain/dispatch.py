@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-KIND_ORDER = {"callback": 0, "task": 1}
-"""Callbacks go first: they are short, and somebody waits for what they say."""
+KIND_ORDER = {"callback": 0, "connection_test": 1, "task": 2}
+"""Callbacks and connection tests go first: they are short, and somebody waits for what they say."""
 
 
 @dataclass(frozen=True, slots=True)

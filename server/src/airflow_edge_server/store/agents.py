@@ -19,6 +19,7 @@ from airflow_edge_agent.protocol.states import (
     next_state,
 )
 from airflow_edge_server.store.models import EdgeAgent
+from airflow_edge_server.store.wakeup import Topic, announce
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -73,6 +74,7 @@ def set_maintenance(session: Session, name: str, *, on: bool, comment: str | Non
         agent.maintenance_by = by
         agent.maintenance_since = datetime.now(UTC)
     session.flush()
+    announce(session, Topic.ORDERS)
     return agent
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from airflow.models.taskinstance import TaskInstance
 from pydantic import ValidationError
 from sqlalchemy import Result, and_, func, or_, select, update
 from sqlalchemy.engine import CursorResult
@@ -19,8 +20,11 @@ from airflow_edge_agent.protocol.jobs import HELD_STATES, JobEvent, JobState, Ou
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.agents import takes_jobs
 from airflow_edge_server.domain.dispatch import Assignment, FreeAgent, QueuedJob, plan
+from airflow_edge_server.domain.jobs import MAX_OFFERS
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.transaction import Sessions, locked, read, write
+from airflow_edge_server.store.wakeup import Topic, announce
+from airflow_edge_server.store.watch import same_task
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +252,7 @@ def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint) -> Offer:
     return Offer(
         job_id=job.id,
         fence=job.fence + 1,
-        kind="callback" if job.kind == "callback" else "task",
+        kind=job.kind,
         slots=job.slots,
         queue=job.queue[:200],
         lease_seconds=lease_seconds,
@@ -301,9 +305,97 @@ def give_back(sessions: Sessions, offers: Iterable[Offer]) -> int:
         return 0
 
     def work(session: Session) -> int:
-        return sum(_return_offer(session, job_id, fence) for job_id, fence in sorted(fences))
+        return _announced(session, sum(_return_offer(session, job_id, fence) for job_id, fence in sorted(fences)))
 
     return write(sessions, work)
+
+
+def _announced(session: Session, count: int) -> int:
+    if count:
+        announce(session, Topic.JOBS)
+    return count
+
+
+def give_back_offered(sessions: Sessions, agent_name: str, session_id: str) -> int:
+    """Return the offers of an agent to their queues that it cannot have heard, or not accepted; return how many.
+
+    Nothing happens when the agent has opened another session since: its hello has settled all.
+    """
+
+    def work(session: Session) -> int:
+        if not _still_in_session(session, agent_name, session_id):
+            return 0
+        return _announced(session, _return_from(session, agent_name))
+
+    return write(sessions, work)
+
+
+def give_back_unstarted(sessions: Sessions, agent_name: str, session_id: str, *, since: datetime) -> int:
+    """Return the jobs of a lost agent to their queues that it has never started; return how many.
+
+    Nothing happens when it was heard of since it was lost. A job that was accepted goes back only while its task waits
+    in Airflow for its start: should the agent start it after all, Airflow refuses one of the two. It ends as lost if it
+    was offered too often.
+    """
+
+    def work(session: Session) -> int:
+        if not _still_in_session(session, agent_name, session_id, silent_since=since):
+            return 0
+        return _announced(session, _return_from(session, agent_name) + return_accepted(session, [agent_name]))
+
+    return write(sessions, work)
+
+
+def _still_in_session(
+    session: Session, agent_name: str, session_id: str, *, silent_since: datetime | None = None
+) -> bool:
+    agent = EdgeAgent
+    query = select(agent.session_id, agent.last_contact_at).where(agent.name == agent_name)
+    row = session.execute(locked(query, session)).one_or_none()
+    if row is None or row.session_id != session_id:
+        return False
+    return silent_since is None or row.last_contact_at is None or row.last_contact_at <= silent_since
+
+
+def _return_from(session: Session, agent_name: str) -> int:
+    job = EdgeAgentJob
+    rows = session.execute(
+        select(job.id, job.fence).where(
+            job.agent_name == agent_name, job.state == JobState.OFFERED, job.cancel_reason.is_(None)
+        )
+    ).all()
+    return sum(_return_offer(session, row.id, row.fence) for row in sorted(rows))
+
+
+def return_accepted(session: Session, agent_names: Sequence[str]) -> int:
+    """Return accepted jobs of agents that are gone to their queues, if nothing of them has run; return how many."""
+    job, ti = EdgeAgentJob, TaskInstance
+    rows = session.execute(
+        select(job.id, job.fence, job.agent_name)
+        .join(ti, same_task(session))
+        .where(
+            job.agent_name.in_(agent_names),
+            job.state == JobState.ACCEPTED,
+            # Nothing fences a second start of anything but a task.
+            job.kind == "task",
+            job.cancel_reason.is_(None),
+            job.fence < MAX_OFFERS,
+            ti.state == "queued",
+            ti.try_number == job.try_number,
+        )
+    ).all()
+    count = 0
+    for row in sorted(rows):
+        statement = update(job).where(job.id == row.id, job.state == JobState.ACCEPTED, job.fence == row.fence)
+        values = {
+            "state": next_job_state(JobState.ACCEPTED, JobEvent.RETURN),
+            "agent_name": None,
+            "accepted_at": None,
+            "offered_at": None,
+        }
+        count += changed(session.execute(statement.values(**values).execution_options(synchronize_session=False)))
+        log.warning("Job %s goes back to its queue: agent %s is gone and never started it.", row.id, row.agent_name)
+    return count
 
 
 def sweep(sessions: Sessions, *, now: datetime) -> int:
@@ -338,7 +430,7 @@ def sweep(sessions: Sessions, *, now: datetime) -> int:
             )
         return count
 
-    count = write(sessions, work)
+    count = write(sessions, lambda session: _announced(session, work(session)))
     for row in found:
         if row.state == JobState.OFFERED and row.cancel_reason is None:
             log.info("Job %s was not accepted by agent %s in time.", row.id, row.agent_name)

@@ -83,8 +83,8 @@ class EdgeAgentJob(Base):
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(10))
-    """``callback`` or ``task``; in this order they are dispatched."""
+    kind: Mapped[str] = mapped_column(String(20))
+    """``callback``, ``connection_test`` or ``task``; in this order they are dispatched."""
     state: Mapped[str] = mapped_column(String(10), default="queued")
     """A :class:`~airflow_edge_agent.protocol.jobs.JobState`."""
     owner: Mapped[str] = mapped_column(String(64))

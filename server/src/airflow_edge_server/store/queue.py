@@ -9,12 +9,14 @@ from uuid import UUID
 
 from airflow.jobs.job import Job
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy import select, update
+from sqlalchemy import select, tuple_, update
 
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES
 from airflow_edge_server.domain.jobs import MAX_OFFERS
+from airflow_edge_server.store.dispatch import return_accepted
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
+from airflow_edge_server.store.wakeup import Topic, announce
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +47,8 @@ class EndedJob:
     outcome: str | None
     exit_code: int | None
     detail: str | None
+    place: tuple[str | None, str | None, str | None, int]
+    """Dag, task, run and map index."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,25 @@ def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[Ende
     """Return finished jobs of this owner that are not reported yet, oldest end first."""
     job = EdgeAgentJob
     rows = session.execute(
-        select(job.id, job.kind, job.ti_id, job.try_number, job.agent_name, job.outcome, job.exit_code, job.detail)
+        select(
+            job.id,
+            job.kind,
+            job.ti_id,
+            job.try_number,
+            job.agent_name,
+            job.outcome,
+            job.exit_code,
+            job.detail,
+            job.dag_id,
+            job.task_id,
+            job.run_id,
+            job.map_index,
+        )
         .where(job.owner == owner, job.reported.is_(False), job.state == JobState.FINISHED.value)
         .order_by(job.finished_at)
         .limit(limit)
     )
-    return [EndedJob(*row) for row in rows]
+    return [EndedJob(*row[:8], place=tuple(row[8:])) for row in rows]
 
 
 def mark_reported(session: Session, job_ids: Sequence[str]) -> None:
@@ -86,6 +103,25 @@ def task_states(session: Session, ti_ids: Iterable[str]) -> dict[str, TaskState]
         for ti_id, state, try_number, heartbeat in rows:
             # The state is an enum or a plain string, depending on how the row was loaded.
             states[str(ti_id)] = TaskState(None if state is None else str(state), try_number, heartbeat)
+    return states
+
+
+def cleared_tasks(session: Session, jobs: Iterable[EndedJob]) -> dict[str, TaskState]:
+    """Return the state of task instances that were cleared while these jobs ran; by job.
+
+    Clearing gives a task instance another id, and leaves the one that runs to be found by its place in the Dag run.
+    """
+    by_place = {job.place: job for job in jobs}
+    states: dict[str, TaskState] = {}
+    for part in _parts(sorted(by_place, key=str)):
+        ti = TaskInstance
+        rows = session.execute(
+            select(ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.state, ti.try_number, ti.last_heartbeat_at).where(
+                tuple_(ti.dag_id, ti.task_id, ti.run_id, ti.map_index).in_(part), ti.state == "restarting"
+            )
+        )
+        for row in rows:
+            states[by_place[tuple(row[:4])].id] = TaskState(str(row.state), row.try_number, row.last_heartbeat_at)
     return states
 
 
@@ -223,14 +259,14 @@ def revoke(session: Session, job_id: str, why: str) -> None:
         lease_until=None,
         reported=True,
     )
-    if not revoked:
-        _update(
-            session,
-            EdgeAgentJob.id == job_id,
-            EdgeAgentJob.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
-            EdgeAgentJob.cancel_reason.is_(None),
-            cancel_reason=why,
-        )
+    if not revoked and _update(
+        session,
+        EdgeAgentJob.id == job_id,
+        EdgeAgentJob.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
+        EdgeAgentJob.cancel_reason.is_(None),
+        cancel_reason=why,
+    ):
+        announce(session, Topic.ORDERS)
 
 
 def revoke_stale(session: Session, *, after: str, age_seconds: float) -> tuple[str, int]:
@@ -344,7 +380,28 @@ def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
             here = (EdgeAgentJob.id == row.id, EdgeAgentJob.state == row.state, EdgeAgentJob.fence == row.fence)
             if _update(session, *here, **values):
                 lost.append(LostJob(id=row.id, agent_name=row.agent_name, requeued=never_started))
+    if any(job.requeued for job in lost):
+        announce(session, Topic.JOBS)
     return lost
+
+
+def return_unstarted(session: Session, *, silent_seconds: float) -> int:
+    """Return jobs to their queues that silent agents have accepted and never started; return how many.
+
+    The api-server that held the agent's connection does this much sooner; here it is done for those that are gone
+    together with it.
+    """
+    before = datetime.now(UTC) - timedelta(seconds=silent_seconds)
+    names = session.scalars(
+        select(EdgeAgentJob.agent_name)
+        .join(EdgeAgent, EdgeAgent.name == EdgeAgentJob.agent_name)
+        .where(EdgeAgentJob.state == JobState.ACCEPTED.value, EdgeAgent.last_contact_at < before)
+        .distinct()
+    ).all()
+    count = return_accepted(session, [name for name in names if name is not None]) if names else 0
+    if count:
+        announce(session, Topic.JOBS)
+    return count
 
 
 def _update(session: Session, *where: ColumnElement[bool], **values: Any) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -36,9 +37,6 @@ from airflow_edge_server.domain.reconcile import ServerJob, Step, reconcile
 from airflow_edge_server.store.jobs import JobBook, clean
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.transaction import locked
-
-_CONTACT_RESOLUTION = timedelta(seconds=5)
-"""How exactly the last contact is kept: not every piece of log is worth a write to the agent's row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +71,13 @@ def session_fault(agent: EdgeAgent | None, session_id: str | None) -> Close | No
     return None
 
 
-def open_session(session: Session, hello: Hello, *, now: datetime, heartbeat_seconds: float) -> Opened | Close:
+def open_session(
+    session: Session, hello: Hello, *, now: datetime, heartbeat_seconds: float, server_version: str = ""
+) -> Opened | Close:
     """Open a session and reconcile the jobs, or say why not."""
     protocol = min(hello.protocol_max, PROTOCOL_VERSION)
     if protocol < max(hello.protocol_min, PROTOCOL_OLDEST):
-        return Close(
-            code="protocol_mismatch",
-            message=f"the agent speaks protocol {hello.protocol_min} to {hello.protocol_max}, "
-            f"the server {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}: upgrade the older side",
-        )
+        return Close(code="protocol_mismatch", message=_mismatch(hello, server_version))
     agent = find_agent(session, hello.name)
     incumbent = None if agent is None else _incumbent(agent, now)
     claimant = Claimant(hello.agent_id, clean(hello.boot_id), clean(hello.hostname))
@@ -107,7 +103,7 @@ def open_session(session: Session, hello: Hello, *, now: datetime, heartbeat_sec
     agent.queues = sorted({clean(queue) for queue in hello.queues})
     agent.slots_total = hello.concurrency
     agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
-    agent.versions = _versions(hello.versions)
+    agent.versions = versions_of(hello.versions)
     agent.first_seen_at = agent.first_seen_at or now
     agent.connected_at = agent.last_contact_at = now
     # A second hello of the same new name must find this row, or collide with it.
@@ -123,12 +119,30 @@ def open_session(session: Session, hello: Hello, *, now: datetime, heartbeat_sec
     )
 
 
+def _mismatch(hello: Hello, server_version: str) -> str:
+    agent_is_older = hello.protocol_max < PROTOCOL_OLDEST
+    old, new = (
+        ("airflow-edge-agent", server_version) if agent_is_older else ("airflow-edge-server", hello.versions.agent)
+    )
+    return (
+        f"airflow-edge-agent {clean(hello.versions.agent)} speaks protocol {hello.protocol_min} to "
+        f"{hello.protocol_max}, airflow-edge-server {server_version} speaks {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}: "
+        f"upgrade {old} to {clean(new)} or newer"
+    )
+
+
 def _incumbent(agent: EdgeAgent, now: datetime) -> Incumbent:
     silent = None if agent.last_contact_at is None else (now - agent.last_contact_at).total_seconds()
     return Incumbent(agent.agent_id, agent.boot_id, agent.hostname, agent.session_id, AgentState(agent.state), silent)
 
 
-def _versions(versions: Versions) -> dict[str, Any]:
+def metrics_of(frame: Heartbeat) -> dict[str, Any]:
+    """Return the metrics of a heartbeat as they are stored."""
+    return frame.metrics.model_dump(mode="json", exclude_none=True)
+
+
+def versions_of(versions: Versions) -> dict[str, Any]:
+    """Return versions as they are stored."""
     return {key: clean(value) for key, value in versions.model_dump(exclude_none=True).items()}
 
 
@@ -162,10 +176,27 @@ def _take_step(book: JobBook, step: Step) -> list[ServerFrame]:
     return frames
 
 
-def note_contact(agent: EdgeAgent, now: datetime) -> None:
-    """Note that the agent has been heard of."""
-    if agent.last_contact_at is None or now - agent.last_contact_at >= _CONTACT_RESOLUTION:
-        agent.last_contact_at = now
+def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: Sequence[Status]) -> bool:
+    """Tell whether the agent is in this session, and whether what it says of itself is in its row already."""
+    agent = EdgeAgent
+    row = session.execute(
+        select(
+            agent.session_id,
+            agent.state,
+            agent.slots_total,
+            agent.slots_used,
+            agent.problem,
+            agent.maintenance_wanted,
+        ).where(agent.name == agent_name)
+    ).one_or_none()
+    if row is None or row.session_id != session_id:
+        return False
+    stored = (row.state, row.slots_total, row.slots_used, row.problem)
+    return all(
+        (frame.state, frame.slots_total, frame.slots_used, frame.problem) == stored
+        and wish_after_status(frame.state, wanted=row.maintenance_wanted) == row.maintenance_wanted
+        for frame in statuses
+    )
 
 
 def note_status(agent: EdgeAgent, frame: Status) -> None:
@@ -179,10 +210,10 @@ def note_status(agent: EdgeAgent, frame: Status) -> None:
 
 def note_heartbeat(agent: EdgeAgent, frame: Heartbeat, now: datetime) -> None:
     """Store the metrics of a heartbeat."""
-    agent.metrics = frame.metrics.model_dump(mode="json", exclude_none=True)
+    agent.metrics = metrics_of(frame)
     agent.last_contact_at = now
     if frame.versions is not None:
-        agent.versions = _versions(frame.versions)
+        agent.versions = versions_of(frame.versions)
 
 
 def close_session(session: Session, agent: EdgeAgent, frame: Goodbye, now: datetime) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, update
 
 from airflow_edge_server.store.models import EdgeAgentToken
+from airflow_edge_server.store.wakeup import Topic, announce
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -58,6 +59,7 @@ def revoke_token(session: Session, token_id: str) -> bool | None:
         .where(EdgeAgentToken.id == token_id, EdgeAgentToken.revoked_at.is_(None))
         .values(revoked_at=datetime.now(UTC))
     )
+    announce(session, Topic.ORDERS)
     return bool(getattr(result, "rowcount", 0))
 
 
