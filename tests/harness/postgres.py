@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -94,8 +95,21 @@ class Postgres:
             connection.close()
         return self.url(name)
 
+    def restart(self, *, down_seconds: float = 0) -> None:
+        """Stop the server at once, as a crash would, and start it again on the same port.
+
+        :param down_seconds: how long to leave it down.
+        """
+        self._stop()
+        time.sleep(down_seconds)
+        self._launch(find_binaries())
+
     def close(self) -> None:
         """Stop the server at once and delete all it has."""
+        self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
             try:
@@ -104,7 +118,6 @@ class Postgres:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         binaries = find_binaries()
@@ -125,7 +138,10 @@ class Postgres:
         if made.returncode != 0:
             raise PostgresError(f"initdb failed: {made.stderr.strip()[-500:]}")
         self.port = reserve_port()
-        log = self._folder / "server.log"
+        self._launch(binaries)
+
+    def _launch(self, binaries: Path) -> None:
+        data, log = self._folder / "data", self._folder / "server.log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [
