@@ -25,6 +25,7 @@ from airflow_edge_agent.protocol.frames import (
     Offer,
     ServerFrame,
 )
+from airflow_edge_server.domain.identity import of_one_instance
 from airflow_edge_server.store.dispatch import Dispatched, Mint, MintError, Room, Waiting, dispatch, give_back, sweep
 from airflow_edge_server.store.notices import Notices, read_notices
 from airflow_edge_server.store.transaction import Sessions, read
@@ -172,7 +173,7 @@ class Hub:
         self._told_of(session_id).later = later
         poll = self._polls.get(agent_name)
         if poll is not None and poll.session_id != session_id:
-            self._answer(poll, [_superseded(agent_name)])
+            self._answer(poll, [_superseded(poll, session_id)])
 
     async def return_offers(self, offers: list[Offer]) -> None:
         """Put offers that could not be handed on back into their queues."""
@@ -284,7 +285,7 @@ class Hub:
                 continue
             room = notices.rooms.get(name)
             if room is None or room.session_id != poll.session_id:
-                self._answer(poll, [_superseded(name)])
+                self._answer(poll, [_superseded(poll, room.session_id if room is not None else None)])
                 continue
             poll.room = room
             frames = self._unrepeated(poll.session_id, _orders(name, notices), now)
@@ -331,5 +332,9 @@ def _orders(name: str, notices: Notices) -> list[Cancel | Maintenance]:
     return orders
 
 
-def _superseded(name: str) -> Close:
-    return Close(code="superseded", message=f"another session of {name!r} has taken over, or this one was ended")
+def _superseded(poll: Poll, session_id: str | None) -> Close:
+    if session_id is not None and of_one_instance(session_id, poll.session_id):
+        return Close(code="session_unknown", message="a later hello has replaced this session: say hello again")
+    return Close(
+        code="superseded", message=f"another session of {poll.agent_name!r} has taken over, or this one was ended"
+    )
