@@ -38,7 +38,10 @@ async def runner_loop(
             case RunnerStarted(job_id, pid):
                 pump.feed(JobStarted(job_id, pid))
             case RunnerEnded(job_id):
-                lost = JobEnded(job_id, Outcome.CRASHED, detail="the runner left no result")
+                # The disk may be full. What there is of the log is delivered all the same.
+                lost = JobEnded(
+                    job_id, Outcome.CRASHED, detail="the runner left no result", log_bytes=store.log_size(job_id)
+                )
                 pump.feed(store.ended(job_id) or lost)
             case RunnerRefused(job_id, detail):
                 pump.feed(JobEnded(job_id, Outcome.NOT_STARTED, detail=detail))
