@@ -82,8 +82,8 @@ def work() -> None:
     chatty()
     second_try()
     doomed()
-    quick.expand(number=list(range(5)))
-    slow() >> late.expand(number=[0, 1])  # type: ignore[operator]
+    quick.expand(number=list(range(8)))
+    slow() >> late.expand(number=[0, 1])
 
 
 work()
