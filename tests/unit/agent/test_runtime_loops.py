@@ -340,6 +340,14 @@ async def bring_to(agent: Agent, phase: Phase) -> str:
     return offer.job_id
 
 
+async def test_no_sign_of_life_says_that_a_welcomed_agent_is_starting(agent: Agent) -> None:
+    assert [frame.type for frame in agent.link._presence()] == ["heartbeat"]
+    agent.pump.feed(LinkOpened(make_welcome()))
+    status, _ = agent.link._presence()
+    assert isinstance(status, Status)
+    assert status.state == "idle"
+
+
 @pytest.mark.parametrize(
     ("phase", "report", "outcome"),
     [
