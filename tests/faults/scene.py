@@ -162,7 +162,8 @@ class Scene:
     def begin(self) -> None:
         """Start the Dag, and wait until a body runs."""
         self.run_id = self.world.trigger(self.notes_dir)
-        wait_until(self.notes, seconds=self.seconds(60), what="the first task body")
+        # Less than a poll takes: an agent that is only found by its next one is a fault, too.
+        wait_until(self.notes, seconds=self.seconds(20), what="the first task body")
 
     def begin_another(self) -> None:
         """Start the Dag once more, with another folder outside."""
