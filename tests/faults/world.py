@@ -49,7 +49,7 @@ class World:
     def __enter__(self) -> Self:
         try:
             if self.database == "postgresql":
-                self.postgres = self._stack.enter_context(Postgres())
+                self.postgres = self._stack.enter_context(Postgres(durable=True))
             self.keeper = self._stack.enter_context(Keeper())
             self.site = self._stack.enter_context(
                 AirflowSite(

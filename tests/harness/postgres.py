@@ -54,9 +54,12 @@ class Postgres:
     """A cluster in a temporary folder; started on entry, stopped and deleted on exit.
 
     It runs as the user ``postgres`` if we are root, because it refuses to run as root.
+
+    :param durable: keep what has been committed through :meth:`restart`, at the price of speed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._durable = durable
         self.port = 0
         self._password = secrets.token_urlsafe(16)
         self._account = "postgres" if os.geteuid() == 0 else None
@@ -146,7 +149,7 @@ class Postgres:
             self._process = subprocess.Popen(
                 [
                     binaries / "postgres", "-D", data, "-k", self._folder, "-p", str(self.port),
-                    "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "synchronous_commit=off",
+                    "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"synchronous_commit={'on' if self._durable else 'off'}",
                     "-c", "full_page_writes=off", "-c", "max_connections=200",
                 ],
                 cwd="/", user=self._account, group=self._account, stdout=output, stderr=subprocess.STDOUT,
