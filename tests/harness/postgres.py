@@ -145,11 +145,12 @@ class Postgres:
 
     def _launch(self, binaries: Path) -> None:
         data, log = self._folder / "data", self._folder / "server.log"
+        commit = "on" if self._durable else "off"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [
                     binaries / "postgres", "-D", data, "-k", self._folder, "-p", str(self.port),
-                    "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"synchronous_commit={'on' if self._durable else 'off'}",
+                    "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"synchronous_commit={commit}",
                     "-c", "full_page_writes=off", "-c", "max_connections=200",
                 ],
                 cwd="/", user=self._account, group=self._account, stdout=output, stderr=subprocess.STDOUT,
