@@ -59,6 +59,10 @@ test: .venv/ready ## Run all tests: unit, property, contract, integration
 test-unit: .venv/ready ## Run the tests that start no Airflow and no database
 	@$(IN_VENV)/pytest -m "not integration" $(ARGS)
 
+.PHONY: test-faults
+test-faults: .venv/ready ## Break things while tasks run, and check that nothing is lost; SEEDS=3, ARGS=--help shows the rest
+	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 SEEDS="$(SEEDS)" $(IN_VENV)/python -m faults $(ARGS)
+
 .PHONY: lint
 lint: .venv/ready ## Check style, types and layers
 	@echo "ruff check"; $(IN_VENV)/ruff check

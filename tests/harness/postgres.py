@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -53,9 +54,12 @@ class Postgres:
     """A cluster in a temporary folder; started on entry, stopped and deleted on exit.
 
     It runs as the user ``postgres`` if we are root, because it refuses to run as root.
+
+    :param durable: keep what has been committed through :meth:`restart`, at the price of speed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._durable = durable
         self.port = 0
         self._password = secrets.token_urlsafe(16)
         self._account = "postgres" if os.geteuid() == 0 else None
@@ -94,8 +98,21 @@ class Postgres:
             connection.close()
         return self.url(name)
 
+    def restart(self, *, down_seconds: float = 0) -> None:
+        """Stop the server at once, as a crash would, and start it again on the same port.
+
+        :param down_seconds: how long to leave it down.
+        """
+        self._stop()
+        time.sleep(down_seconds)
+        self._launch(find_binaries())
+
     def close(self) -> None:
         """Stop the server at once and delete all it has."""
+        self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
             try:
@@ -104,7 +121,6 @@ class Postgres:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         binaries = find_binaries()
@@ -125,12 +141,16 @@ class Postgres:
         if made.returncode != 0:
             raise PostgresError(f"initdb failed: {made.stderr.strip()[-500:]}")
         self.port = reserve_port()
-        log = self._folder / "server.log"
+        self._launch(binaries)
+
+    def _launch(self, binaries: Path) -> None:
+        data, log = self._folder / "data", self._folder / "server.log"
+        commit = "on" if self._durable else "off"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [
                     binaries / "postgres", "-D", data, "-k", self._folder, "-p", str(self.port),
-                    "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "synchronous_commit=off",
+                    "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"synchronous_commit={commit}",
                     "-c", "full_page_writes=off", "-c", "max_connections=200",
                 ],
                 cwd="/", user=self._account, group=self._account, stdout=output, stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import platform
 import signal
 import socket
@@ -119,6 +120,8 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         agent=__version__, python=platform.python_version(), runtime_python=str(settings.runner.python)[:200]
     )
 
+    attempts = itertools.count(1)
+
     def hello() -> Hello:
         return Hello(
             protocol_min=PROTOCOL_OLDEST,
@@ -127,6 +130,7 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
             agent_id=identity.agent_id,
             boot_id=identity.boot_id,
             instance_id=identity.instance_id,
+            attempt=next(attempts),
             hostname=socket.gethostname()[:200],
             versions=link.versions or versions,
             queues=settings.queues,

@@ -121,6 +121,35 @@ async def test_a_restarted_agent_takes_over_and_the_old_poll_ends(database: Data
     assert close.code == "superseded"
 
 
+async def test_a_hello_that_comes_late_or_twice_changes_nothing(database: Database, agent: FakeAgent) -> None:
+    await agent.hello(attempt=1)
+    job_id = database.add_job()
+    await agent.take(start=True)
+    held = HeldJob(job_id=job_id, fence=1, phase="running", log_bytes=0)
+    assert isinstance((await agent.hello(held, attempt=3))[0], Welcome)
+    session_id = agent.session_id
+    # As it was before the job: it lists none.
+    for attempt in (2, 3):
+        (close,) = only(await agent.hello(attempt=attempt), Close)
+        assert close.code == "session_unknown"
+    assert database.job(job_id).state == JobState.RUNNING
+    assert await agent.exchange(agent.status(1), session_id=session_id) == []
+    # An older agent does not number its hellos; a restarted one begins anew.
+    assert isinstance((await agent.hello(held))[0], Welcome)
+    agent.instance_id = str(uuid.uuid4())
+    assert isinstance((await agent.hello(held, attempt=1))[0], Welcome)
+
+
+async def test_an_agent_that_has_replaced_its_own_session_is_not_told_to_end(agent: FakeAgent) -> None:
+    await agent.hello(attempt=1)
+    old = agent.session_id
+    poll = asyncio.create_task(agent.poll(wait=5))
+    await asyncio.wait({poll}, timeout=0.2)
+    only(await agent.hello(attempt=2), Welcome)
+    for frames in (await poll, await agent.exchange(agent.status(), session_id=old)):
+        assert all(isinstance(frame, Close) and frame.code == "session_unknown" for frame in frames)
+
+
 async def test_a_second_poll_ends_the_first(agent: FakeAgent) -> None:
     await agent.hello()
     first = asyncio.create_task(agent.poll(wait=5))

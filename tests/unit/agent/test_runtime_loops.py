@@ -454,6 +454,14 @@ async def bring_to(agent: Agent, phase: Phase) -> str:
     return offer.job_id
 
 
+async def test_no_sign_of_life_says_that_a_welcomed_agent_is_starting(agent: Agent) -> None:
+    assert [frame.type for frame in agent.link._presence()] == ["heartbeat"]
+    agent.pump.feed(LinkOpened(make_welcome()))
+    status, _ = agent.link._presence()
+    assert isinstance(status, Status)
+    assert status.state == "idle"
+
+
 @pytest.mark.parametrize(
     ("phase", "report", "outcome"),
     [
@@ -480,11 +488,13 @@ async def test_what_the_runner_reports(
 async def test_an_end_without_a_result_is_a_crash(agent: Agent) -> None:
     loop = asyncio.create_task(runner_loop(agent.pump, agent.runner, agent.store, agent.versions.update))
     job_id = await bring_to(agent, Phase.RUNNING)
+    agent.store.runner_logged(job_id, b"the last words")
     agent.runner.end(job_id)
     await eventually(lambda: agent.core.jobs[job_id].phase is Phase.FINISHED)
     ended = agent.core.jobs[job_id].ended
     assert ended is not None
     assert ended.outcome is Outcome.CRASHED
+    assert agent.core.jobs[job_id].result().log_bytes == len(b"the last words")
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
 

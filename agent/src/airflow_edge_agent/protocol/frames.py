@@ -80,6 +80,8 @@ class Hello(_Frame):
     boot_id: Word
     instance_id: JobId
     """Identity of this run of the daemon."""
+    attempt: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Counts the hellos of this run, from 1: one that comes late must not undo a later one. 0: not told."""
     hostname: Word
     versions: Versions
     queues: Annotated[list[Queue], Field(max_length=100)]

@@ -211,5 +211,9 @@ class LinkLoop:
             self._pump.outbox.sent()
 
     def _presence(self) -> list[AgentFrame]:
-        metrics = self._probe.measure()
-        return [self._pump.core.status(), Heartbeat(metrics=metrics, sent_at=datetime.now(UTC), versions=self.versions)]
+        beat = Heartbeat(metrics=self._probe.measure(), sent_at=datetime.now(UTC), versions=self.versions)
+        if not self._pump.core.connected:
+            # The welcome has not been taken in yet: the status of now is not that of a moment later, and should it come
+            # behind that one, the agent would count as starting, and be offered nothing, until the next sign of life.
+            return [beat]
+        return [self._pump.core.status(), beat]

@@ -30,6 +30,7 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_server.api.lines import Ending, Line, Poll
 from airflow_edge_server.api.service import Answer
+from airflow_edge_server.domain.identity import of_one_instance
 from airflow_edge_server.store.dispatch import (
     Dispatched,
     Mint,
@@ -268,7 +269,7 @@ class Hub:
         self._lost.pop(agent_name, None)
         line = self._lines.get(agent_name)
         if line is not None and line.session_id != session_id:
-            self._end(line, Ending.CLOSED, [_superseded(agent_name)])
+            self._end(line, Ending.CLOSED, [_superseded(line, session_id)])
 
     async def return_offers(self, offers: list[Offer]) -> None:
         """Put offers that could not be handed on back into their queues."""
@@ -453,7 +454,7 @@ class Hub:
                 continue
             room = notices.rooms.get(name)
             if room is None or room.session_id != line.session_id:
-                self._end(line, Ending.CLOSED, [_superseded(name)])
+                self._end(line, Ending.CLOSED, [_superseded(line, room.session_id if room is not None else None)])
                 continue
             if name not in offered:
                 if room.free_slots > line.room.free_slots:
@@ -506,5 +507,9 @@ def _orders(name: str, notices: Notices) -> list[Cancel | Maintenance]:
     return orders
 
 
-def _superseded(name: str) -> Close:
-    return Close(code="superseded", message=f"another session of {name!r} has taken over, or this one was ended")
+def _superseded(line: Line, session_id: str | None) -> Close:
+    if session_id is not None and of_one_instance(session_id, line.session_id):
+        return Close(code="session_unknown", message="a later hello has replaced this session: say hello again")
+    return Close(
+        code="superseded", message=f"another session of {line.agent_name!r} has taken over, or this one was ended"
+    )

@@ -32,7 +32,7 @@ from airflow_edge_server.domain.agents import (
     state_at_hello,
     wish_after_status,
 )
-from airflow_edge_server.domain.identity import Claimant, Incumbent, refusal
+from airflow_edge_server.domain.identity import Claimant, Incumbent, is_outdated, of_one_instance, refusal, session_name
 from airflow_edge_server.domain.reconcile import ServerJob, Step, reconcile
 from airflow_edge_server.store.jobs import JobBook, clean
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
@@ -63,6 +63,8 @@ def session_fault(agent: EdgeAgent | None, session_id: str | None) -> Close | No
     if agent is None or agent.session_id is None or session_id is None:
         return Close(code="session_unknown", message="there is no such session: say hello first")
     if agent.session_id != session_id:
+        if of_one_instance(agent.session_id, session_id):
+            return Close(code="session_unknown", message="a later hello has replaced this session: say hello again")
         return Close(
             code="superseded",
             message=f"another session of {agent.name!r} has taken over, from host {agent.hostname} "
@@ -85,6 +87,9 @@ def open_session(
     if reason is not None:
         return Close(code="name_in_use", message=reason)
 
+    if agent is not None and is_outdated(hello.instance_id, hello.attempt, agent.session_id):
+        return Close(code="session_unknown", message="this hello came late, or twice: say hello again")
+
     if agent is None:
         agent = EdgeAgent(name=hello.name, state=AgentState.OFFLINE, first_seen_at=now, metrics={})
         session.add(agent)
@@ -99,7 +104,7 @@ def open_session(
     agent.problem = None
     agent.agent_id, agent.boot_id, agent.hostname = claimant.agent_id, claimant.boot_id, claimant.hostname
     agent.instance_id = hello.instance_id
-    agent.session_id = str(uuid.uuid4())
+    agent.session_id = session_name(hello.instance_id, hello.attempt, uuid.uuid4())
     agent.queues = sorted({clean(queue) for queue in hello.queues})
     agent.slots_total = hello.concurrency
     agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
