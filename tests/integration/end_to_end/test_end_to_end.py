@@ -294,3 +294,45 @@ def test_a_name_that_is_in_use_is_refused_with_both_sides_named(
         assert said
         assert first.running
     assert first.running
+
+
+@pytest.mark.parametrize("how", ["failed", "cleared", "run stopped"])
+def test_what_airflow_ends_is_cancelled_on_the_agent(
+    site: AirflowSite, start_agent: StartAgent, tmp_path: Path, how: str
+) -> None:
+    agent = start_agent(settings={"drain": {"kill_grace_seconds": 2}})
+    run = trigger(site, "steps", tmp_path)
+    wait_for_note(tmp_path, "began")
+    job = only_job(agent)
+    if how == "failed":
+        site.api.request(
+            "PATCH", f"/api/v2/dags/steps/dagRuns/{run}/taskInstances/stepwise", json={"new_state": "failed"}
+        )
+    elif how == "cleared":
+        body = {"dry_run": False, "dag_run_id": run, "task_ids": ["stepwise"], "only_failed": False}
+        site.api.request("POST", "/api/v2/dags/steps/clearTaskInstances", json=body)
+    else:
+        site.api.request("PATCH", f"/api/v2/dags/steps/dagRuns/{run}", json={"state": "failed"})
+    asked = time.monotonic()
+    agent.wait_for_log(f"cancelled: .*{job.name}", seconds=10)
+    assert time.monotonic() - asked < 3, "a cancel should reach the agent within two seconds"
+    wait_until(lambda: not job.exists(), seconds=30, what="the job's end")
+    if how == "cleared":
+        (tmp_path / "go").touch()
+        assert site.api.wait_for_run("steps", run) == "success"
+        assert notes(tmp_path)["stepwise -1 1 ended"] == 0
+    else:
+        assert site.api.wait_for_run("steps", run) == "failed"
+        assert agent.job_processes() == []
+
+
+@pytest.mark.parametrize("carrier", ["http", "websocket"])
+def test_either_carrier_carries_it_all(
+    site: AirflowSite, start_agent: StartAgent, tmp_path: Path, carrier: str
+) -> None:
+    agent = start_agent(settings={"carrier": carrier})
+    agent.wait_for_log(f"connected.*carrier={carrier}")
+    run = trigger(site, "everything", tmp_path)
+    assert site.api.wait_for_run("everything", run) == "success"
+    assert sum(notes(tmp_path).values()) == 7
+    assert agent.stop() == 0

@@ -424,7 +424,8 @@ class AgentCore:
         self._say("info", f"maintenance {'on' if on else 'off'}" + (f": {comment}" if comment else ""))
 
     def _runtime_checked(self, problem: str | None) -> None:
-        problem = problem and problem[:TEXT_LENGTH]
+        if problem is not None:
+            problem = problem[:TEXT_LENGTH] or "the task runtime cannot be used"
         if problem == self.problem:
             return
         self.problem = problem
