@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Backoff:
-    """Exponential back-off with full jitter: each wait is drawn between half and all of a growing bound.
+    """Exponential back-off with jitter: each wait is drawn between half and all of a growing bound.
 
     The jitter spreads a fleet's reconnects after an outage of the server.
     """
