@@ -180,3 +180,16 @@ def test_a_store_that_has_room_says_so(sides: Sides) -> None:
     store, _ = sides
     assert store.check() is None
     assert store.load() == []
+
+
+def test_what_was_sent_of_a_log_is_noted_until_more_is_sent(sides: Sides) -> None:
+    store, _ = sides
+    offer = make_offer()
+    store.add(offer, "boot-1")
+    assert store.sent(offer.job_id) is None
+    store.note_sent(offer.job_id, 300)
+    store.sending(offer.job_id, 300)
+    assert store.sent(offer.job_id) == 300
+    store.sending(offer.job_id, 301)
+    assert store.sent(offer.job_id) is None
+    assert store.sent(new_id()) is None

@@ -15,6 +15,7 @@ class _Record:
     job: StoredJob
     log: bytes = b""
     ended: JobEnded | None = None
+    sent: int | None = None
 
 
 class MemoryJobStore:
@@ -83,6 +84,18 @@ class MemoryJobStore:
         end = log.find(b"\n", offset + count - 1) + 1 or len(log)
         record.log = log[:offset] + b'{"event": "%d bytes of log were dropped"}\n' % (end - offset) + log[end:]
         return len(record.log)
+
+    def note_sent(self, job_id: str, offset: int) -> None:
+        self._records[job_id].sent = offset
+
+    def sending(self, job_id: str, end: int) -> None:
+        record = self._records.get(job_id)
+        if record is not None and record.sent is not None and end > record.sent:
+            record.sent = None
+
+    def sent(self, job_id: str) -> int | None:
+        record = self._records.get(job_id)
+        return None if record is None else record.sent
 
     def check(self) -> str | None:
         return None if self.fault is None else str(self.fault)

@@ -195,6 +195,15 @@ class JobStore(Protocol):
         :raises StoreError: it cannot be done here, or the disk is full.
         """
 
+    def note_sent(self, job_id: str, offset: int) -> None:
+        """Remember across restarts that nothing of the log beyond this was ever sent. Never raises."""
+
+    def sending(self, job_id: str, end: int) -> None:
+        """Forget what was noted, if it will not be true any more when the log is sent up to ``end``. Never raises."""
+
+    def sent(self, job_id: str) -> int | None:
+        """Return what was noted; ``None``: nothing, so all of it may have been sent."""
+
     def check(self) -> str | None:
         """Say in one line why no further job could be written down; ``None`` if one could."""
 

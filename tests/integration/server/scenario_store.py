@@ -82,7 +82,7 @@ def an_unknown_revision_is_named() -> None:
         assert "\n" not in problem
     finally:
         with settings.engine.begin() as connection:
-            connection.exec_driver_sql(f"UPDATE {version} SET version_num = '8b2d7e4f1a63'")
+            connection.exec_driver_sql(f"UPDATE {version} SET version_num = 'c41e90d7b2a8'")
     assert schema_problem() is None
 
 

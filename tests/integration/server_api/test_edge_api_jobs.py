@@ -289,7 +289,8 @@ async def test_frames_of_another_fence_change_nothing(database: Database, agent:
     for fence in (3, 5):
         key: dict[str, Any] = {"job_id": job_id, "fence": fence}
         only(await agent.exchange(Accept(**key)), Cancel)
-        only(await agent.exchange(Started(**key, pid=1)), Cancel)
+        # An older start is what the agent said before it was given a new fence.
+        assert len(only(await agent.exchange(Started(**key, pid=1)), Cancel)) == (fence > 4)
         assert await agent.exchange(Result(**key, outcome=Outcome.FINISHED)) == [ResultAck(**key)]
     assert vars_of(database, job_id) == before
 
@@ -432,9 +433,21 @@ async def test_the_first_result_stays(database: Database, agent: FakeAgent) -> N
     await agent.exchange(Result(job_id=job_id, fence=1, outcome=Outcome.FAILED, exit_code=3, detail="first"))
     before = vars_of(database, job_id)
     for outcome in Outcome:
+        # A log may turn out shorter than was told, not longer.
         second = Result(job_id=job_id, fence=1, outcome=outcome, exit_code=0, detail="second", log_bytes=99)
         assert await agent.exchange(second) == [ResultAck(job_id=job_id, fence=1)]
         assert vars_of(database, job_id) == before
+
+
+async def test_a_log_that_had_to_be_shortened_after_its_result(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    job_id = database.add_job()
+    await agent.take(start=True)
+    await agent.exchange(Log(job_id=job_id, offset=0, data=pack_log(b"x" * 50)))
+    for told, known in ((1_000, 1_000), (400, 400), (700, 400), (30, 50)):
+        result = Result(job_id=job_id, fence=1, outcome=Outcome.FINISHED, log_bytes=told)
+        assert await agent.exchange(result) == [ResultAck(job_id=job_id, fence=1)]
+        assert database.job(job_id).log_bytes == known
 
 
 @pytest.mark.parametrize("fence", [1, 3])

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+from airflow_edge_agent.protocol.codec import pack_log
 from airflow_edge_agent.protocol.frames import (
     Accept,
     AcceptAck,
@@ -17,6 +18,7 @@ from airflow_edge_agent.protocol.frames import (
     Close,
     Goodbye,
     HeldJob,
+    Log,
     LogAck,
     Maintenance,
     Result,
@@ -326,6 +328,84 @@ async def test_a_session_answers_after_the_server_restarted(database: Database, 
         agent.client = second
         database.add_job()
         assert len(await agent.offers()) == 1
+
+
+async def test_a_status_that_was_overtaken_is_not_believed(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    await agent.exchange(agent.status(2, AgentState.RUNNING, sequence=7))
+    for sequence in (6, 1):
+        await agent.poll(0, sequence=sequence, wait=0)
+        await agent.exchange(agent.status(0, sequence=sequence))
+        row = database.agent("factory")
+        assert (row.state, row.slots_used, row.status_sequence) == ("running", 2, 7)
+    # One that does not count, and one that counts anew, are taken by their word.
+    for sequence in (8, 0, 3):
+        await agent.exchange(agent.status(sequence % 3, sequence=sequence))
+        assert database.agent("factory").slots_used == sequence % 3
+    await agent.hello()
+    await agent.exchange(agent.status(1, sequence=1))
+    assert database.agent("factory").slots_used == 1
+
+
+@pytest.mark.parametrize("step", ["queued", "offered", "refused"])
+async def test_a_job_that_began_after_it_was_given_up_stays_with_its_agent(
+    database: Database, agent: FakeAgent, make_agent: MakeAgent, step: str
+) -> None:
+    """Its agent was cut off between the confirmation and the start, and took its time."""
+    other = make_agent("other")
+    await agent.hello()
+    job_id = database.add_job()
+    await agent.take()
+    database.set_job(job_id, state="queued", agent_name=None, accepted_at=None, offered_at=None)
+    await other.hello()
+    if step != "queued":
+        (offer,) = await other.offers()
+        assert offer.fence == 2
+    if step == "refused":
+        await other.exchange(Accept(job_id=job_id, fence=2))
+        await other.exchange(Started(job_id=job_id, fence=2, pid=1))
+        # Another claim is not decided before Airflow has decided.
+        (close,) = only(await agent.hello(HeldJob(job_id=job_id, fence=1, phase="running")), Close)
+        assert (close.code, "other" in close.message) == ("session_unknown", True)
+        assert database.job(job_id).agent_name == "other"
+        await other.exchange(Log(job_id=job_id, offset=0, data=pack_log(b"refused\n")))
+        await other.exchange(Result(job_id=job_id, fence=2, outcome=Outcome.SUPERSEDED, log_bytes=8))
+        database.set_job(job_id, reported=True)
+    fence = 2 if step == "queued" else 3
+    held = HeldJob(job_id=job_id, fence=1, phase="running")
+    expected = [AcceptAck(job_id=job_id, fence=fence, held_fence=1), LogAck(job_id=job_id, next_offset=0)]
+    for _ in range(2):
+        assert (await agent.hello(held))[1:] == expected
+        job = database.job(job_id)
+        assert (job.state, job.agent_name, job.fence, job.outcome) == (JobState.RUNNING, "factory", fence, None)
+        assert (job.reported, job.finished_at, job.lease_until, database.log(job_id)) == (False, None, None, b"")
+    # What it said before it knew changes nothing, nor does the other one.
+    assert await agent.exchange(Started(job_id=job_id, fence=1, pid=1)) == []
+    if step == "offered":
+        only(await other.exchange(Accept(job_id=job_id, fence=2)), Cancel)
+    only(await other.exchange(Result(job_id=job_id, fence=2, outcome=Outcome.KILLED)), ResultAck)
+    await agent.exchange(Log(job_id=job_id, offset=0, data=pack_log(b"it ran\n")))
+    await agent.exchange(Result(job_id=job_id, fence=fence, outcome=Outcome.FINISHED, exit_code=0, log_bytes=7))
+    job = database.job(job_id)
+    assert (job.state, job.outcome, database.log(job_id)) == (JobState.FINISHED, Outcome.FINISHED, b"it ran\n")
+
+
+async def test_a_start_that_comes_late_within_a_session_is_asked_about(
+    database: Database, agent: FakeAgent, make_agent: MakeAgent
+) -> None:
+    other = make_agent("other")
+    await agent.hello()
+    job_id = database.add_job()
+    await agent.take()
+    database.set_job(job_id, state="queued", agent_name=None, accepted_at=None, offered_at=None)
+    await other.hello()
+    await other.offers()
+    started = Started(job_id=job_id, fence=1, pid=1)
+    (close,) = only(await agent.exchange(started), Close)
+    assert close.code == "session_unknown"
+    # Had it been an old frame, the agent would not list the job now.
+    await agent.hello()
+    assert (database.job(job_id).state, database.job(job_id).agent_name) == ("offered", "other")
 
 
 async def test_a_hello_does_not_touch_jobs_of_others(

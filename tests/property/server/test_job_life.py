@@ -35,7 +35,7 @@ from airflow_edge_agent.protocol.frames import (
     Versions,
     Welcome,
 )
-from airflow_edge_agent.protocol.jobs import HELD_STATES, JobState, Outcome
+from airflow_edge_agent.protocol.jobs import HELD_STATES, RETURNABLE, JobState, Outcome
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.api.service import Answer, Service
 from airflow_edge_server.config import Settings
@@ -60,6 +60,12 @@ class Held:
     outcome: Outcome = Outcome.FINISHED
     log: bytes = b""
     log_acked: int = 0
+    refused: bool = False
+    """Airflow did not let it begin."""
+
+    @property
+    def end(self) -> Outcome | None:
+        return self.outcome if self.phase == "finished" else None
 
 
 @dataclass
@@ -69,6 +75,8 @@ class Agent:
     instance_id: str
     session_id: str | None = None
     jobs: dict[str, Held] = field(default_factory=dict)
+    lost: bool = False
+    """Nothing comes through until its next hello."""
 
     def used(self) -> int:
         return sum(job.slots for job in self.jobs.values() if job.phase in {"accepted", "running"})
@@ -101,6 +109,8 @@ class JobLife(RuleBasedStateMachine):
         self.fences: dict[str, int] = {}
         self.ends: dict[str, tuple[Any, ...]] = {}
         self.runs: dict[tuple[str, int], str] = {}
+        self.begun: dict[str, str] = {}
+        """Who has begun with a task, as Airflow sees it: nobody else may."""
         self.waiting = 0
 
     def teardown(self) -> None:
@@ -123,7 +133,7 @@ class JobLife(RuleBasedStateMachine):
 
     def send(self, agent: Agent, fate: Fate, *frames: AnyFrame) -> Answer | None:
         self.now += timedelta(milliseconds=10)
-        if fate == "lost":
+        if fate == "lost" or (agent.lost and not isinstance(frames[0], Hello)):
             return None
         batch = Batch(session_id=agent.session_id, frames=[frame.model_dump(mode="json") for frame in frames])
         answer = self.service.handle(agent.name, batch)
@@ -132,7 +142,7 @@ class JobLife(RuleBasedStateMachine):
     def hear(self, agent: Agent, answer: Answer | None) -> None:
         for frame in answer.frames + answer.later if answer is not None else []:
             if isinstance(frame, Welcome):
-                agent.session_id = frame.session_id
+                agent.session_id, agent.lost = frame.session_id, False
             elif isinstance(frame, LogAck) and frame.job_id in agent.jobs:
                 agent.jobs[frame.job_id].log_acked = frame.next_offset
             elif isinstance(frame, AcceptAck | Cancel | ResultAck):
@@ -140,8 +150,17 @@ class JobLife(RuleBasedStateMachine):
 
     def hear_of_job(self, agent: Agent, frame: AcceptAck | Cancel | ResultAck) -> None:
         job = agent.jobs.get(frame.job_id)
+        if isinstance(frame, AcceptAck) and job is not None and frame.held_fence == job.fence:
+            assert not job.refused, "who was refused has no claim"
+            job.fence = frame.fence
+            return
         if job is None or job.fence != frame.fence:
             return
+        if isinstance(frame, Cancel) and job.phase == "running" and self.begun.get(frame.job_id) == agent.name:
+            with self.sessions() as session:
+                row = session.get(EdgeAgentJob, frame.job_id)
+                assert row is not None
+                assert row.cancel_reason is not None or row.kind != "task", "who runs is not stopped without a reason"
         if isinstance(frame, ResultAck):
             if job.phase == "finished":
                 del agent.jobs[frame.job_id]
@@ -183,8 +202,14 @@ class JobLife(RuleBasedStateMachine):
         # An offer that is not accepted yet is kept in memory only.
         agent.jobs = {job_id: job for job_id, job in agent.jobs.items() if job.phase != "offered"}
         held = [
-            HeldJob.model_validate({"job_id": job_id, "fence": job.fence, "phase": job.phase})
+            HeldJob(
+                job_id=job_id,
+                fence=job.fence,
+                phase=job.phase,
+                outcome=job.outcome if job.phase == "finished" else None,
+            )
             for job_id, job in agent.jobs.items()
+            if job.phase != "offered"
         ]
         hello = Hello(
             protocol_min=1,
@@ -224,6 +249,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(who=st.sets(WHO, min_size=1), lost=st.sets(WHO, max_size=1), silent=st.sets(WHO, max_size=1))
     @precondition(lambda self: self.waiting > 0)
     def poll(self, who: set[int], lost: set[int], silent: set[int]) -> None:
+        who = {n for n in who if not self.agents[n].lost}
         polling = [self.agents[n] for n in sorted(who)]
         for n in sorted(who - silent):
             agent = self.agents[n]
@@ -264,6 +290,7 @@ class JobLife(RuleBasedStateMachine):
         if job.phase == "accepted":
             assert (job_id, job.fence) not in self.runs, "one dispatch starts once"
             self.runs[job_id, job.fence] = agent.name
+            job.refused = self.begun.setdefault(job_id, agent.name) != agent.name
         job.phase = "running"
         self.hear(agent, self.send(agent, fate, Started(job_id=job_id, fence=job.fence, pid=1)))
 
@@ -283,7 +310,11 @@ class JobLife(RuleBasedStateMachine):
         agent, job_id, job = self.one(which, "accepted", "running", "finished")
         if job.phase != "finished":
             job.outcome = Outcome.NOT_STARTED if job.phase == "accepted" else outcome
+            if job.phase == "running" and (job.refused or outcome is Outcome.SUPERSEDED):
+                job.outcome = Outcome.SUPERSEDED if job.refused else Outcome.FINISHED
             job.phase = "finished"
+            if job.outcome in RETURNABLE and self.begun.get(job_id) == agent.name:
+                del self.begun[job_id]
         frame = Result(job_id=job_id, fence=job.fence, outcome=job.outcome, log_bytes=len(job.log))
         self.hear(agent, self.send(agent, fate, frame))
 
@@ -298,8 +329,30 @@ class JobLife(RuleBasedStateMachine):
             # An agent goes on saying hello until it is welcomed.
             self.hello(agent, "arrives")
 
+    @rule(who=WHO)
+    def lose(self, who: int) -> None:
+        """Lose an agent, and take from it what it has not begun with by all that is known here."""
+        agent = self.agents[who]
+        agent.lost = True
+        with self.sessions() as session:
+            query = select(EdgeAgentJob).where(
+                EdgeAgentJob.agent_name == agent.name,
+                EdgeAgentJob.state == JobState.ACCEPTED,
+                EdgeAgentJob.kind == "task",
+                EdgeAgentJob.cancel_reason.is_(None),
+            )
+            for job in session.scalars(query):
+                if job.id not in self.begun:
+                    job.state, job.agent_name, job.accepted_at, job.offered_at = JobState.QUEUED, None, None, None
+
     @rule(seconds=st.sampled_from([1, 6, 11]))
     def time_passes(self, seconds: int) -> None:
+        for agent, job_id, job in self.all("running"):
+            if job.refused:
+                # It takes Airflow a moment to refuse a start, not ten seconds.
+                job.phase, job.outcome = "finished", Outcome.SUPERSEDED
+                frame = Result(job_id=job_id, fence=job.fence, outcome=job.outcome, log_bytes=len(job.log))
+                self.hear(agent, self.send(agent, "arrives", frame))
         self.now += timedelta(seconds=seconds)
         sweep(self.sessions, now=self.now)
 
@@ -341,6 +394,9 @@ class JobLife(RuleBasedStateMachine):
                 assert job.outcome is not None
                 assert job.finished_at is not None
                 end = (job.outcome, job.finished_at, job.agent_name, job.fence)
+                if job.outcome == Outcome.SUPERSEDED:
+                    # Somebody else has begun, and may come back.
+                    continue
                 assert self.ends.setdefault(job.id, end) == end, "an end is final"
             assert (job.lease_until is not None) == (job.state == JobState.OFFERED)
         assert all(slots <= SLOTS for slots in held.values()), "slots are conserved"
@@ -350,12 +406,13 @@ class JobLife(RuleBasedStateMachine):
                 row = rows[job_id]
                 if mine.phase in {"accepted", "running"}:
                     owner = (row.agent_name, row.fence) == (agent.name, mine.fence)
-                    assert owner or row.state == JobState.FINISHED, "one live lease per job"
+                    given_up = agent.lost or mine.refused or row.agent_name == agent.name
+                    assert owner or given_up or row.state == JobState.FINISHED, "one live lease per job"
                 if (row.agent_name, row.fence) == (agent.name, mine.fence):
                     assert mine.log.startswith(stored[job_id]), "the log is what was written"
 
 
 TestJobLife = JobLife.TestCase
 TestJobLife.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

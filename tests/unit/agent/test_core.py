@@ -431,3 +431,61 @@ def test_every_phase_change() -> None:
             else:
                 with pytest.raises(IllegalTransition):
                     job.move(target)
+
+
+def adopted(job: f.Offer) -> f.AcceptAck:
+    return f.AcceptAck(job_id=job.job_id, fence=job.fence + 2, held_fence=job.fence)
+
+
+def test_a_running_job_goes_on_under_the_fence_that_the_server_gives_it(driver: Driver) -> None:
+    job = driver.run_job()
+    (started,) = sent(driver.frame(adopted(job)), f.Started)
+    assert (started.fence, started.pid) == (3, 4711)
+    assert not of(driver.frame(f.Cancel(job_id=job.job_id, fence=1, reason="late")), SignalJob)
+    assert sent(driver.frame(adopted(job)), f.Started) == [], "the same twice"
+    assert of(driver.frame(f.Cancel(job_id=job.job_id, fence=3, reason="now")), SignalJob)
+    assert [held.fence for held in driver.core.held_jobs()] == [3]
+
+
+def test_the_end_of_an_adopted_job_is_told_under_its_new_fence(driver: Driver) -> None:
+    job = driver.run_job()
+    driver.feed(JobEnded(job.job_id, Outcome.FINISHED, 0, log_bytes=10))
+    driver.frame(f.ResultAck(job_id=job.job_id, fence=1))
+    (held,) = driver.core.held_jobs()
+    assert (held.phase, held.outcome) == ("finished", Outcome.FINISHED)
+    (result,) = sent(driver.frame(adopted(job)), f.Result)
+    assert result.fence == 3
+    driver.frame(f.LogAck(job_id=job.job_id, next_offset=10))
+    assert driver.core.undelivered == 1, "what was acknowledged before, nobody has listened to"
+    assert of(driver.frame(f.ResultAck(job_id=job.job_id, fence=3)), ForgetJob)
+
+
+def test_a_job_that_has_not_begun_begins_under_its_new_fence(driver: Driver) -> None:
+    job = offer()
+    driver.frame(job)
+    driver.frame(f.AcceptAck(job_id=job.job_id, fence=1))
+    assert sent(driver.frame(adopted(job)), f.Started) == []
+    (started,) = sent(driver.feed(JobStarted(job.job_id, 42)), f.Started)
+    assert started.fence == 3
+
+
+def test_only_what_is_held_can_be_adopted(driver: Driver) -> None:
+    job = offer()
+    assert driver.frame(adopted(job)) == []
+    driver.frame(job)
+    assert not of(driver.frame(adopted(job)), StartJob)
+    assert driver.core.jobs[job.job_id].fence == 1
+
+
+def test_each_change_of_the_status_has_a_greater_number(driver: Driver) -> None:
+    first = driver.core.status()
+    assert driver.core.status() == first
+    job = driver.run_job()
+    second = driver.core.status()
+    assert second.sequence > first.sequence
+    assert driver.core.status() == second
+    driver.feed(LinkLost("cut"))
+    (again,) = sent(driver.connect(), f.Status)
+    assert again.sequence == second.sequence, "the same is said again"
+    driver.feed(JobEnded(job.job_id, Outcome.FINISHED, 0))
+    assert driver.core.status().sequence > second.sequence

@@ -267,3 +267,61 @@ def test_a_full_disk_is_seen_before_a_job_is_taken(folder: Path, monkeypatch: py
     assert store.check() is None
     monkeypatch.setattr(Path, "write_bytes", no_room)
     assert store.check() == f"{folder}: No space left on device"
+
+
+# After a restart
+
+
+def found(machine: Machine, *, size: int, sent: int | None = None) -> tuple[str, list[Instruction]]:
+    job = new_id()
+    return job, machine.feed(JobFound(job, 1, 1, "x", 7, log_bytes=size, log_sent=sent))
+
+
+def test_what_the_server_says_at_the_hello_frees_the_rest() -> None:
+    machine = Machine()
+    machine.feed(LinkLost("x"))
+    job, out = found(machine, size=11 * MIB)
+    assert of(ShedLog, out) == [], "all of it may have been sent"
+    machine.feed(LinkOpened(make_welcome()))
+    (shed,) = of(ShedLog, machine.feed(FrameArrived(LogAck(job_id=job, next_offset=1_000))))
+    assert isinstance(shed, ShedLog)
+    assert shed.offset == 1_000 + 256 * 1024, "what was sent meanwhile is on its way"
+    # Only the answer to the hello tells that: a later one may be an old one that comes again.
+    machine.feed(LogShed(job, 9 * MIB))
+    machine.feed(FrameArrived(LogAck(job_id=job, next_offset=0)))
+    assert machine.core.jobs[job].log_sent > 256 * 1024
+
+
+def test_a_note_on_disk_frees_the_rest_while_the_server_is_away() -> None:
+    machine = Machine()
+    machine.feed(LinkLost("x"))
+    job, out = found(machine, size=11 * MIB, sent=5_000)
+    (shed,) = of(ShedLog, out)
+    assert isinstance(shed, ShedLog)
+    assert (shed.job_id, shed.offset) == (job, 5_000)
+
+
+def test_a_note_survives_a_restart_until_it_is_not_true_any_more(folder: Path) -> None:
+    store = DirectoryJobStore(folder)
+    offer = make_offer()
+    store.add(offer, "boot")
+    assert store.sent(offer.job_id) is None
+    store.note_sent(offer.job_id, 5_000)
+    store = DirectoryJobStore(folder)
+    assert store.sent(offer.job_id) == 5_000
+    store.sending(offer.job_id, 5_000)
+    assert store.sent(offer.job_id) == 5_000
+    store.sending(offer.job_id, 5_001)
+    assert store.sent(offer.job_id) is None
+    assert DirectoryJobStore(folder).sent(offer.job_id) is None
+
+
+def test_without_room_for_a_note_there_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryJobStore(folder)
+    offer = make_offer()
+    store.add(offer, "boot")
+    monkeypatch.setattr(jobstore, "write_atomically", no_room)
+    store.note_sent(offer.job_id, 5_000)
+    assert store.sent(offer.job_id) is None
+    (folder / offer.job_id / "sent.json").write_text('"damaged')
+    assert DirectoryJobStore(folder).sent(offer.job_id) is None

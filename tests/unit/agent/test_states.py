@@ -67,15 +67,15 @@ def test_agent_cell(state: AgentState, event: AgentEvent, expected: str | None) 
 
 
 J = JobEvent
-# Columns:      OFFER  ACCEPT  REFUSE  LEASE_EXPIRED  START  FINISH  RETURN  END
+# Columns:      OFFER  ACCEPT  REFUSE  LEASE_EXPIRED  START  FINISH  ADOPT  RETURN  END
 EXPECTED_JOBS = {
-    "queued": ["offered", None, None, None, None, None, None, "finished"],
-    "offered": [None, "accepted", "queued", "queued", None, None, "queued", "finished"],
-    "accepted": [None, "accepted", None, None, "running", "finished", "queued", "finished"],
-    "running": [None, "running", None, None, "running", "finished", "queued", "finished"],
-    "finished": [None, None, None, None, "finished", "finished", None, None],
+    "queued": ["offered", None, None, None, None, None, "accepted", None, "finished"],
+    "offered": [None, "accepted", "queued", "queued", None, None, "accepted", "queued", "finished"],
+    "accepted": [None, "accepted", None, None, "running", "finished", "accepted", "queued", "finished"],
+    "running": [None, "running", None, None, "running", "finished", None, "queued", "finished"],
+    "finished": [None, None, None, None, "finished", "finished", "accepted", None, None],
 }
-JOB_COLUMNS = [J.OFFER, J.ACCEPT, J.REFUSE, J.LEASE_EXPIRED, J.START, J.FINISH, J.RETURN, J.END]
+JOB_COLUMNS = [J.OFFER, J.ACCEPT, J.REFUSE, J.LEASE_EXPIRED, J.START, J.FINISH, J.ADOPT, J.RETURN, J.END]
 JOB_CELLS = [
     (JobState(state), event, expected)
     for state, row in EXPECTED_JOBS.items()

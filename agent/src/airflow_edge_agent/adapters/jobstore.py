@@ -24,6 +24,7 @@ JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 PID_FILE = "pid.json"
 LOG_FILE = "task.log"
+SENT_FILE = "sent.json"
 
 _PROBE_BYTES = 64 * 1024
 """More than a job needs at its start."""
@@ -43,6 +44,7 @@ class DirectoryJobStore:
     def __init__(self, jobs_dir: Path) -> None:
         self._jobs_dir = jobs_dir
         self._cuts: dict[str, tuple[Cut, ...]] = {}
+        self._sent: dict[str, int | None] = {}
 
     def add(self, offer: Offer, boot_id: str) -> None:
         """Write down an accepted job, without its token.
@@ -55,6 +57,7 @@ class DirectoryJobStore:
         )
         try:
             self._cuts.pop(offer.job_id, None)
+            self._sent.pop(offer.job_id, None)
             # What an earlier dispatch to us left behind must not be taken for this one's.
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(mode=0o700)
@@ -143,6 +146,32 @@ class DirectoryJobStore:
         self._cuts[job_id] = cuts
         return self.log_size(job_id)
 
+    def note_sent(self, job_id: str, offset: int) -> None:
+        """Write down how much of the log may have been sent. Best effort: without it, nothing of it can be dropped."""
+        if self.sent(job_id) == offset:
+            return
+        with contextlib.suppress(OSError):
+            write_atomically(self._jobs_dir / job_id / SENT_FILE, json.dumps(offset))
+            self._sent[job_id] = offset
+
+    def sending(self, job_id: str, end: int) -> None:
+        """Remove the note before it becomes untrue; that takes no room on the disk."""
+        noted = self.sent(job_id)
+        if noted is not None and end > noted:
+            self._sent[job_id] = None
+            with contextlib.suppress(OSError):
+                (self._jobs_dir / job_id / SENT_FILE).unlink()
+
+    def sent(self, job_id: str) -> int | None:
+        """Read how much of the log may have been sent; ``None``: perhaps all."""
+        if job_id not in self._sent:
+            try:
+                noted = json.loads((self._jobs_dir / job_id / SENT_FILE).read_bytes())
+            except (OSError, ValueError):
+                noted = None
+            self._sent[job_id] = noted if isinstance(noted, int) and noted >= 0 else None
+        return self._sent[job_id]
+
     def _cuts_of(self, job_id: str) -> tuple[Cut, ...]:
         if job_id not in self._cuts:
             self._cuts[job_id] = load_cuts(self._jobs_dir / job_id / CUTS_FILE)
@@ -163,4 +192,5 @@ class DirectoryJobStore:
     def forget(self, job_id: str) -> None:
         """Remove a job's files."""
         self._cuts.pop(job_id, None)
+        self._sent.pop(job_id, None)
         shutil.rmtree(self._jobs_dir / job_id, ignore_errors=True)

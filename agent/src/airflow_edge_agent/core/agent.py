@@ -112,6 +112,7 @@ class AgentCore:
         self._left = False
         self._name_refused_at: float | None = None
         self._last_status: Status | None = None
+        self._described: Status | None = None
         self._out: list[Instruction] = []
 
     # --- What others may know -----------------------------------------------------------------------------------------
@@ -140,13 +141,19 @@ class AgentCore:
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
 
     def status(self) -> Status:
-        """Describe state and slots as they are now."""
-        return Status(
+        """Describe state and slots as they are now, under a number that grows with each change."""
+        number = 1 if self._described is None else self._described.sequence
+        status = Status(
             state=self.state,
             slots_total=self.limits.concurrency,
             slots_used=self.slots_used,
             problem=self.problem or self.spool_problem,
+            sequence=number,
         )
+        if self._described is not None and status != self._described:
+            status = status.model_copy(update={"sequence": number + 1})
+        self._described = status
+        return status
 
     def held_jobs(self) -> list[HeldJob]:
         """List the jobs for a hello."""
@@ -201,7 +208,8 @@ class AgentCore:
             self._maintenance(on=welcome.maintenance, comment=None)
         # Whatever was on its way when the last link broke may be lost: say it again, each frame may come twice.
         for job in self.jobs.values():
-            job.log_in_flight = False
+            job.log_in_flight = job.log_offset_known = False
+            job.log_sent_here = 0
             if job.phase is Phase.FINISHED:
                 self._out.append(Send(job.result()))
             elif job.pid is not None:
@@ -219,8 +227,11 @@ class AgentCore:
         match frame:
             case Offer():
                 self._offer(frame, now)
-            case AcceptAck(job_id=job_id, fence=fence):
-                self._accept_acked(job_id, fence)
+            case AcceptAck(job_id=job_id, fence=fence, held_fence=held_fence):
+                if held_fence is None:
+                    self._accept_acked(job_id, fence)
+                else:
+                    self._adopted(job_id, held_fence, fence)
             case Cancel():
                 self._cancel(frame, now)
             case ResultAck(job_id=job_id, fence=fence):
@@ -301,6 +312,19 @@ class AgentCore:
         job.move(Phase.STARTING)
         self._out.append(StartJob(offer))
 
+    def _adopted(self, job_id: str, held_fence: int, fence: int) -> None:
+        """Go on with a job under another fence: the server had given it up, and takes that back."""
+        job = self.jobs.get(job_id)
+        if job is None or job.fence != held_fence or job.phase is Phase.ACCEPTING:
+            return
+        job.fence = fence
+        # What was said under the old fence has not been listened to.
+        if job.phase is Phase.FINISHED:
+            job.result_acked = False
+            self._out.append(Send(job.result()))
+        elif job.pid is not None:
+            self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=job.pid)))
+
     def _cancel(self, frame: Cancel, now: float) -> None:
         # Answered with a result in any case: the server asks until it hears that the job is over.
         job = self.jobs.get(frame.job_id)
@@ -354,7 +378,7 @@ class AgentCore:
             pid=event.pid,
             log_size=event.log_bytes,
             # What was there before us may have been sent, whoever acknowledged it.
-            log_sent=event.log_bytes,
+            log_sent=event.log_bytes if event.log_sent is None else min(event.log_sent, event.log_bytes),
         )
         self.jobs[job.job_id] = job
         if event.ended is not None:
@@ -374,6 +398,10 @@ class AgentCore:
         if job is not None:
             job.log_acked = next_offset
             job.log_in_flight = False
+            if not job.log_offset_known:
+                # What an earlier session had sent and is not there has been lost: the server listens to it no more.
+                job.log_offset_known = True
+                job.log_sent = max(next_offset, job.log_sent_here)
 
     def _log_gone(self, job_id: str) -> None:
         job = self.jobs.get(job_id)
@@ -505,7 +533,8 @@ class AgentCore:
             elif self.connected and not job.log_in_flight and job.log_acked < job.log_size:
                 job.log_in_flight = True
                 limit = min(MAX_LOG_CHUNK_BYTES, job.log_size - job.log_acked)
-                job.log_sent = max(job.log_sent, job.log_acked + limit)
+                job.log_sent_here = max(job.log_sent_here, job.log_acked + limit)
+                job.log_sent = max(job.log_sent, job.log_sent_here)
                 self._out.append(ShipLog(job.job_id, job.log_acked, limit))
         self._bound_spool()
         if self.state is not AgentState.STARTING:

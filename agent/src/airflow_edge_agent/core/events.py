@@ -63,6 +63,8 @@ class JobFound:
     pid: int | None = None
     ended: JobEnded | None = None
     log_bytes: int = 0
+    log_sent: int | None = None
+    """Nothing of its log beyond this was ever sent. ``None``: not known."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class AgentJob:
     log_acked: int = 0
     log_sent: int = 0
     """Nothing of the log beyond this was ever sent, also not by an earlier run of the daemon."""
+    log_sent_here: int = 0
+    """Nothing beyond this was sent in the present session."""
+    log_offset_known: bool = False
+    """Whether the server has said in this session what it has."""
     log_in_flight: bool = False
     log_unsheddable: bool = False
     """An attempt to drop some of it did not make it smaller."""
@@ -90,7 +94,8 @@ class AgentJob:
         phase = _HELLO_PHASES.get(self.phase)
         if phase is None:
             return None
-        return HeldJob(job_id=self.job_id, fence=self.fence, phase=phase, log_bytes=self.log_size)
+        outcome = None if self.ended is None else self.ended.outcome
+        return HeldJob(job_id=self.job_id, fence=self.fence, phase=phase, log_bytes=self.log_size, outcome=outcome)
 
     def spooled(self) -> Spooled:
         """Describe its log for the spool."""

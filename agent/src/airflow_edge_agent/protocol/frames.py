@@ -66,6 +66,8 @@ class HeldJob(_Frame):
     fence: Fence
     phase: Literal["accepted", "running", "finished"]
     log_bytes: Bytes = 0
+    outcome: Outcome | None = None
+    """How it ended. ``None``: it has not, or it is not told."""
 
 
 class Hello(_Frame):
@@ -99,6 +101,8 @@ class Status(_Frame):
     slots_used: Slots
     problem: Text | None = None
     """Why the agent cannot work although it is connected, e.g. a broken task runtime."""
+    sequence: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Grows whenever what is said above changes: of two that overtake each other, the greater is true. 0: not told."""
 
 
 class Metrics(_Frame):
@@ -251,11 +255,13 @@ class Offer(_Frame):
 
 
 class AcceptAck(_Frame):
-    """Server to agent: the accept came in time, start."""
+    """Server to agent: the accept came in time, start. Or: this job, which you have begun, is still yours."""
 
     type: Literal["accept_ack"] = "accept_ack"
     job_id: JobId
     fence: Fence
+    held_fence: Fence | None = None
+    """The agent holds the job with this older fence, and from now on with ``fence``. ``None``: nothing changes."""
 
 
 class ResultAck(_Frame):

@@ -36,6 +36,8 @@ class JobEvent(StrEnum):
     START = "start"
     FINISH = "finish"
     """The agent reported the result."""
+    ADOPT = "adopt"
+    """An agent that was taken for gone holds the job all the same, and nobody else has begun with it."""
     RETURN = "return"
     """The agent never started it and does not hold it any more."""
     END = "end"
@@ -47,14 +49,17 @@ _E = JobEvent
 
 JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.QUEUED, _E.OFFER): _S.OFFERED,
+    (_S.QUEUED, _E.ADOPT): _S.ACCEPTED,
     (_S.QUEUED, _E.END): _S.FINISHED,
     (_S.OFFERED, _E.ACCEPT): _S.ACCEPTED,
+    (_S.OFFERED, _E.ADOPT): _S.ACCEPTED,
     (_S.OFFERED, _E.REFUSE): _S.QUEUED,
     (_S.OFFERED, _E.LEASE_EXPIRED): _S.QUEUED,
     (_S.OFFERED, _E.RETURN): _S.QUEUED,
     (_S.OFFERED, _E.END): _S.FINISHED,
     # An acknowledgement may be lost on the way: the same accept again changes nothing.
     (_S.ACCEPTED, _E.ACCEPT): _S.ACCEPTED,
+    (_S.ACCEPTED, _E.ADOPT): _S.ACCEPTED,
     (_S.ACCEPTED, _E.START): _S.RUNNING,
     (_S.ACCEPTED, _E.FINISH): _S.FINISHED,
     (_S.ACCEPTED, _E.RETURN): _S.QUEUED,
@@ -65,6 +70,8 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     # Its process began, but Airflow did not let the workload start: nothing of it has run.
     (_S.RUNNING, _E.RETURN): _S.QUEUED,
     (_S.RUNNING, _E.END): _S.FINISHED,
+    # Airflow refused the start, because an agent that was taken for gone had begun before.
+    (_S.FINISHED, _E.ADOPT): _S.ACCEPTED,
     (_S.FINISHED, _E.START): _S.FINISHED,
     (_S.FINISHED, _E.FINISH): _S.FINISHED,
 }

@@ -23,6 +23,9 @@ from airflow_edge_agent.runtime.pump import Pump
 IDLE_SECONDS = 3.0
 """How long without jobs counts as idle."""
 
+BACKLOG_BYTES = 1024 * 1024
+"""How much unsent log of a job is worth a note on disk."""
+
 RECHECK_SECONDS = 30.0
 """How long a problem of the task runtime stands before it is looked at again."""
 
@@ -72,8 +75,18 @@ async def time_loop(pump: Pump, store: JobStore) -> None:
                 size = store.log_size(job.job_id)
                 if size > job.log_size:
                     pump.feed(LogGrew(job.job_id, size))
+        _note_backlogs(pump, store)
         pump.feed(Tick())
         await asyncio.sleep(pump.core.intervals.log_seconds)
+
+
+def _note_backlogs(pump: Pump, store: JobStore) -> None:
+    """While the server is away: write down what it cannot have, so that it may be dropped after a restart, too."""
+    if pump.core.connected:
+        return
+    for job in pump.core.jobs.values():
+        if job.log_size - job.log_sent >= BACKLOG_BYTES:
+            store.note_sent(job.job_id, job.log_sent)
 
 
 async def runtime_loop(pump: Pump, check: Callable[[], str | None]) -> None:
@@ -110,4 +123,5 @@ async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> 
                 ended = JobEnded(job.job_id, Outcome.NOT_STARTED, detail="the agent ended before the job's start")
             ended = JobEnded(job.job_id, ended.outcome, detail=ended.detail, log_bytes=store.log_size(job.job_id))
         size = store.log_size(job.job_id)
-        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended, log_bytes=size))
+        sent = store.sent(job.job_id)
+        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended, log_bytes=size, log_sent=sent))

@@ -127,6 +127,7 @@ class Pump:
             self.feed(JobEnded(offer.job_id, Outcome.NOT_STARTED, detail=str(error)))
 
     async def _ship(self, piece: ShipLog) -> None:
+        self._store.sending(piece.job_id, piece.offset + piece.limit_bytes)
         data = await asyncio.to_thread(self._store.read_log, piece.job_id, piece.offset, piece.limit_bytes)
         if not data:
             self.feed(LogGone(piece.job_id))

@@ -14,6 +14,8 @@ from airflow_edge_agent.protocol.frames import (
     Accept,
     AcceptAck,
     Cancel,
+    Close,
+    HeldJob,
     Log,
     LogAck,
     Refuse,
@@ -24,6 +26,7 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_agent.protocol.jobs import JobEvent, JobState, Outcome, next_job_state
 from airflow_edge_server.domain.jobs import event_of_result, is_legal
+from airflow_edge_server.domain.reconcile import Claim, ServerJob, judge_claim
 from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.transaction import locked
 
@@ -87,7 +90,9 @@ class JobBook:
     def started(self, frame: Started) -> ServerFrame | None:
         """Note that the job runs."""
         job = self._own(frame.job_id, frame.fence)
-        if job is None or not is_legal(JobState(job.state), JobEvent.START):
+        if job is None:
+            return self._started_late(frame)
+        if not is_legal(JobState(job.state), JobEvent.START):
             return self._drop(frame.job_id, frame.fence)
         if job.state == JobState.FINISHED:
             # Its result may have overtaken this frame; if however the server has ended it, the agent must know.
@@ -96,11 +101,57 @@ class JobBook:
         self.apply(job, JobEvent.START)
         return None
 
+    def _started_late(self, frame: Started) -> ServerFrame | None:
+        """Answer the start of a job that has been given up here, or given to somebody else."""
+        job = self._jobs.get(frame.job_id)
+        if job is None:
+            return self._drop(frame.job_id, frame.fence)
+        entry = HeldJob(job_id=frame.job_id, fence=frame.fence, phase="running")
+        match judge_claim(self._agent_name, entry, self.view(job)):
+            case Claim.KEEP:
+                return None
+            case Claim.DROP:
+                return self._drop(frame.job_id, frame.fence)
+            case _:
+                # This frame may be an old one. Its hello says what the agent holds now.
+                return Close(code="session_unknown", message=f"who runs job {job.id} is in question: say hello again")
+
+    def view(self, job: EdgeAgentJob) -> ServerJob:
+        """Describe a job to those who decide."""
+        since = job.started_at or job.accepted_at
+        return ServerJob(
+            job.id,
+            JobState(job.state),
+            job.fence,
+            job.agent_name,
+            job.cancel_reason,
+            job.detail,
+            None if job.outcome is None else Outcome(job.outcome),
+            is_task=job.kind == "task",
+            held_seconds=0.0 if since is None else (self._now - since).total_seconds(),
+        )
+
+    def adopt(self, job: EdgeAgentJob, fence: int) -> None:
+        """Give a job back to this agent, which has held it all the time."""
+        job.state = next_job_state(JobState(job.state), JobEvent.ADOPT)
+        if job.agent_name != self._agent_name:
+            self._forget_log(job)
+        log.warning("Job %s is again that of agent %s, which has come back with it.", job.id, self._agent_name)
+        job.agent_name, job.fence, job.accepted_at = self._agent_name, fence, self._now
+        job.lease_until = job.started_at = job.finished_at = None
+        job.outcome = job.exit_code = job.detail = job.log_bytes = None
+        job.usage, job.reported = {}, False
+
     def result(self, frame: Result) -> ServerFrame:
         """Store how the job ended. Always acknowledged, so that the agent can let go of it."""
         answer = ResultAck(job_id=frame.job_id, fence=frame.fence)
         job = self._own(frame.job_id, frame.fence)
-        if job is None or job.state == JobState.FINISHED:
+        if job is None:
+            return answer
+        if job.state == JobState.FINISHED:
+            if job.log_bytes is not None and frame.log_bytes < job.log_bytes:
+                # The agent had to drop some of a log that it had told of before.
+                job.log_bytes = max(frame.log_bytes, job.log_next_offset)
             return answer
         cancelled = job.cancel_reason is not None
         event = event_of_result(JobState(job.state), frame.outcome, offers=job.fence, cancelled=cancelled)
@@ -163,12 +214,15 @@ class JobBook:
         """Make it as it was before it was offered; only the count of offers stays."""
         job.agent_name = None
         job.lease_until = job.offered_at = job.accepted_at = job.started_at = None
+        self._forget_log(job)
+        self.requeued = True
+
+    def _forget_log(self, job: EdgeAgentJob) -> None:
         if job.log_next_offset:
             # A piece of this very batch must be there to be deleted.
             self._session.flush()
             self._session.execute(delete(EdgeAgentLog).where(EdgeAgentLog.job_id == job.id))
             job.log_next_offset = 0
-        self.requeued = True
 
     def _own(self, job_id: str, fence: int) -> EdgeAgentJob | None:
         job = self._jobs.get(job_id)

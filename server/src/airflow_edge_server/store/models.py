@@ -45,6 +45,8 @@ class EdgeAgent(Base):
     queues: Mapped[list[str]] = mapped_column(JSON, default=list)
     slots_total: Mapped[int] = mapped_column(Integer, default=0)
     slots_used: Mapped[int] = mapped_column(Integer, default=0)
+    status_sequence: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Number of the status that said this; one with a smaller number comes late. Counted anew in each session."""
     versions: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     first_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

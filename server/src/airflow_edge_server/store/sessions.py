@@ -33,7 +33,7 @@ from airflow_edge_server.domain.agents import (
     wish_after_status,
 )
 from airflow_edge_server.domain.identity import Claimant, Incumbent, is_outdated, of_one_instance, refusal, session_name
-from airflow_edge_server.domain.reconcile import ServerJob, Step, reconcile
+from airflow_edge_server.domain.reconcile import Step, reconcile
 from airflow_edge_server.store.jobs import JobBook, clean
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.transaction import locked
@@ -90,11 +90,18 @@ def open_session(
     if agent is not None and is_outdated(hello.instance_id, hello.attempt, agent.session_id):
         return Close(code="session_unknown", message="this hello came late, or twice: say hello again")
 
+    rebooted = agent is not None and agent.boot_id not in {None, claimant.boot_id}
+    book = _book(session, hello, now)
+    steps = reconcile(hello.name, hello.jobs, [book.view(row) for row in book.values()], rebooted=rebooted)
+    rival = next((step for step in steps if step.wait is not None), None)
+    if rival is not None:
+        message = f"agent {rival.wait} may have begun with job {rival.job_id} meanwhile: say hello again in a moment"
+        return Close(code="session_unknown", message=message)
+
     if agent is None:
         agent = EdgeAgent(name=hello.name, state=AgentState.OFFLINE, first_seen_at=now, metrics={})
         session.add(agent)
     took_over = agent.session_id is not None
-    rebooted = agent.boot_id is not None and agent.boot_id != claimant.boot_id
     agent.state = state_at_hello(
         AgentState(agent.state),
         hello.state,
@@ -108,19 +115,20 @@ def open_session(
     agent.queues = sorted({clean(queue) for queue in hello.queues})
     agent.slots_total = hello.concurrency
     agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
+    agent.status_sequence = 0
     agent.versions = versions_of(hello.versions)
     agent.first_seen_at = agent.first_seen_at or now
     agent.connected_at = agent.last_contact_at = now
     # A second hello of the same new name must find this row, or collide with it.
     session.flush()
-    frames, requeued = _reconcile(session, hello, now=now, rebooted=rebooted)
+    frames = [frame for step in steps for frame in _take_step(book, step)]
     return Opened(
         session_id=agent.session_id,
         protocol=protocol,
         maintenance=maintenance_at_hello(AgentState(agent.state), wanted=agent.maintenance_wanted),
         reconciled=frames,
         took_over=took_over,
-        requeued=requeued,
+        requeued=book.requeued,
     )
 
 
@@ -151,31 +159,28 @@ def versions_of(versions: Versions) -> dict[str, Any]:
     return {key: clean(value) for key, value in versions.model_dump(exclude_none=True).items()}
 
 
-def _reconcile(session: Session, hello: Hello, *, now: datetime, rebooted: bool) -> tuple[list[ServerFrame], bool]:
+def _book(session: Session, hello: Hello, now: datetime) -> JobBook:
+    """Return what the agent holds by its own word, or by ours."""
     job = EdgeAgentJob
     listed = {entry.job_id for entry in hello.jobs}
     mine = (job.agent_name == hello.name) & job.state.in_(HELD_STATES)
     ids = session.scalars(select(job.id).where(or_(mine, job.id.in_(sorted(listed))))).all()
-    book = JobBook(session, hello.name, now, ids)
-    known = [
-        ServerJob(row.id, JobState(row.state), row.fence, row.agent_name, row.cancel_reason, row.detail)
-        for row in book.values()
-    ]
-    steps = reconcile(hello.name, hello.jobs, known, rebooted=rebooted)
-    frames = [frame for step in steps for frame in _take_step(book, step)]
-    return frames, book.requeued
+    return JobBook(session, hello.name, now, ids)
 
 
 def _take_step(book: JobBook, step: Step) -> list[ServerFrame]:
     row = book.get(step.job_id)
     for event in step.events if row is not None else ():
         assert row is not None
-        book.apply(row, event, outcome=step.outcome, detail=step.detail)
+        if event is JobEvent.ADOPT:
+            book.adopt(row, step.fence)
+        else:
+            book.apply(row, event, outcome=step.outcome, detail=step.detail)
     frames: list[ServerFrame] = []
     if step.cancel is not None:
         frames.append(Cancel(job_id=step.job_id, fence=step.fence, reason=step.cancel))
     if step.acknowledge:
-        frames.append(AcceptAck(job_id=step.job_id, fence=step.fence))
+        frames.append(AcceptAck(job_id=step.job_id, fence=step.fence, held_fence=step.held_fence))
     if step.tell_log_offset and row is not None:
         frames.append(LogAck(job_id=step.job_id, next_offset=row.log_next_offset))
     return frames
@@ -190,6 +195,7 @@ def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: S
             agent.state,
             agent.slots_total,
             agent.slots_used,
+            agent.status_sequence,
             agent.problem,
             agent.maintenance_wanted,
         ).where(agent.name == agent_name)
@@ -198,14 +204,24 @@ def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: S
         return False
     stored = (row.state, row.slots_total, row.slots_used, row.problem)
     return all(
-        (frame.state, frame.slots_total, frame.slots_used, frame.problem) == stored
-        and wish_after_status(frame.state, wanted=row.maintenance_wanted) == row.maintenance_wanted
+        _is_overtaken(frame, row.status_sequence)
+        or (
+            (frame.state, frame.slots_total, frame.slots_used, frame.problem) == stored
+            and wish_after_status(frame.state, wanted=row.maintenance_wanted) == row.maintenance_wanted
+        )
         for frame in statuses
     )
 
 
+def _is_overtaken(frame: Status, sequence: int) -> bool:
+    return 0 < frame.sequence < sequence
+
+
 def note_status(agent: EdgeAgent, frame: Status) -> None:
-    """Store what the agent says about its state and slots."""
+    """Store what the agent says about its state and slots, unless it has said something newer already."""
+    if _is_overtaken(frame, agent.status_sequence):
+        return
+    agent.status_sequence = frame.sequence
     agent.state = frame.state
     agent.slots_total = frame.slots_total
     agent.slots_used = frame.slots_used
