@@ -9,9 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from harness.mysql import mysql_server
 from harness.postgres import postgres_server
 
-__all__ = ["postgres_server"]
+__all__ = ["mysql_server", "postgres_server"]
 
 
 def _own_airflow() -> None:

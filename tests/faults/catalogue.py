@@ -151,6 +151,30 @@ def _reorder(scene: Scene) -> None:
         scene.pause(1, 3)
 
 
+def _late_start(scene: Scene) -> None:
+    """Let a job begin only after it was taken from its agent: cut off since the confirmation, slow to start."""
+    first = scene.agents[0]
+    scene.proxy.hold(r"^PATCH /execution/task-instances/[^ ]+/run ")
+    _within(scene, 10, scene.proxy.cut_at("down", "accept_ack", deliver=True).sprung.is_set)
+    scene.proxy.bar(r"^(POST|GET) /edge-agents/")
+    # What is confirmed now has not begun, and is given up.
+    _within(scene, 15, lambda: _jobs(scene, "state = 'queued' AND fence > 0") > 0)
+    given_up = _jobs(scene, "state = 'queued' AND fence > 0")
+    scene.proxy.release()
+    scene.pause(1, 2)
+    if given_up and scene.random.random() < 0.5:
+        # Somebody else gets it, and is refused by Airflow.
+        scene.add_agent()
+        _within(scene, 30, lambda: _jobs(scene, "outcome = 'superseded'") > 0)
+    scene.proxy.heal()
+    first.wait_for_log("connected", seconds=scene.seconds(60), after=len(first.log_text()))
+
+
+def _jobs(scene: Scene, condition: str) -> int:
+    statement = f"SELECT count(*) FROM edge_agent_job WHERE run_id = :run AND {condition}"
+    return int(scene.world.rows(statement, {"run": scene.run_id})[0][0])
+
+
 def _storm(scene: Scene) -> None:
     for _ in range(6):
         scene.random.choice((_cut, _delay_briefly, _lose_one, _reorder_once, _refuse_briefly))(scene)
@@ -316,6 +340,7 @@ FAULTS: dict[str, Fault] = {
         Fault("storm", _storm),
         Fault("storm-two-agents", _storm, agents=2),
         Fault("refuse-all", _refuse, through=True),
+        Fault("late-start", _late_start, through=True),
         Fault("api-server-kill", _api_server),
         Fault("scheduler-kill", _scheduler, dispatches=True),
         Fault("postgres-restart", _postgres, dispatches=True, databases=_POSTGRESQL),

@@ -113,6 +113,9 @@ class FaultProxy:
         self._repeat = 0.0
         self._mute_new = False
         self._refusing = False
+        self._barred: re.Pattern[bytes] | None = None
+        self._held: re.Pattern[bytes] | None = None
+        self._let_go = asyncio.Event()
         self._connections: set[_Connection] = set()
         self._answered = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,6 +179,28 @@ class FaultProxy:
 
         self._call(work)
 
+    def bar(self, pattern: str) -> None:
+        """Deliver no request of the agent's side that matches: its connection is broken instead."""
+        self._run(lambda: setattr(self, "_barred", re.compile(pattern.encode())))
+
+    def hold(self, pattern: str) -> None:
+        """Keep requests that match until :meth:`release`."""
+
+        def work() -> None:
+            self._let_go.clear()
+            self._held = re.compile(pattern.encode())
+
+        self._run(work)
+
+    def release(self) -> None:
+        """Deliver what was held, and hold nothing more."""
+
+        def work() -> None:
+            self._held = None
+            self._let_go.set()
+
+        self._run(work)
+
     def delay(self, direction: Direction, low_seconds: float, high_seconds: float) -> None:
         """Let every message of a direction take that much longer, at random."""
         self._run(lambda: setattr(self._pace[direction], "delay_seconds", (low_seconds, high_seconds)))
@@ -227,6 +252,8 @@ class FaultProxy:
             self._repeat = 0.0
             self._mute_new = False
             self._refusing = False
+            self._barred = self._held = None
+            self._let_go.set()
             if self._listener is None:
                 await self._listen()
 
@@ -345,6 +372,12 @@ class FaultProxy:
             if message.data and connection.held is None:
                 # Only an answer on a connection that is not held shows that there is a newer one.
                 self._answered.set()
+        if direction == "up" and message.whole and not message.websocket:
+            if self._barred is not None and self._barred.search(message.text):
+                connection.close(reset_client=True)
+                return
+            if self._held is not None and self._held.search(message.text):
+                await self._let_go.wait()
         trap = self._sprung(direction, message)
         if trap is not None:
             if trap.deliver:

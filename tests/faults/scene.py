@@ -147,6 +147,18 @@ class Scene:
             variables=self._variables,
         )
 
+    def add_agent(self) -> AgentProcess:
+        """Start one more agent, which reaches the server directly."""
+        number = len(self.agents) + 1
+        agent = self.make_agent(
+            self.world.name(number), self.root / f"agent-{number}", {"server_url": self.world.site.url}
+        )
+        self.agents.append(agent)
+        agent.start()
+        self.kept.append(KeptLogs(agent.state_dir))
+        agent.wait_for_log("connected", seconds=self.seconds(40))
+        return agent
+
     # Time
 
     def seconds(self, seconds: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ import psycopg2
 import pytest
 
 from harness.ports import reserve_port
+from harness.processes import die_with_parent
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 START_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
-# Loaded here: between fork and exec nothing should be.
-_LIBC = ctypes.CDLL(None)
 _USER = "edge"
 _PATHS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/opt/postgresql*/bin")
 
@@ -156,7 +153,7 @@ class Postgres:
                 cwd="/", user=self._account, group=self._account, stdout=output, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
                 # Also when we are killed. After the change of user, which would undo it.
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  one system call, safe with threads
+                preexec_fn=lambda: die_with_parent(signal.SIGQUIT),  # noqa: PLW1509  one system call, safe with threads
             )  # fmt: skip
         process = self._process
 
@@ -175,10 +172,6 @@ class Postgres:
         return psycopg2.connect(
             host="127.0.0.1", port=self.port, user=_USER, password=self._password, dbname="postgres", connect_timeout=5
         )
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -23,6 +24,16 @@ MARKER_VARIABLE = "EDGE_HARNESS_MARKER"
 
 CLEAN_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """What is taken from our own environment: not an ``AIRFLOW_HOME`` or ``PYTHONPATH`` that happens to be set."""
+
+
+_PR_SET_PDEATHSIG = 1
+# Loaded here: between fork and exec nothing should be.
+_LIBC = ctypes.CDLL(None)
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends, also when that is killed. For ``preexec_fn``."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
 class ProcessError(RuntimeError):

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def site(
-    postgres_server: Postgres, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[AirflowSite]:
+def site(postgres_server: Postgres, keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowSite]:
     """An Airflow that lets connections be tested, which is not its default."""
     site = AirflowSite(
         tmp_path_factory.mktemp("site-others"),

@@ -2,23 +2,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 
-from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, running
-
-if TYPE_CHECKING:
-    from harness.postgres import Postgres
+from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, make_database, running
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/metadata.db"
-    server: Postgres = request.getfixturevalue("postgres_server")
-    return server.create_database()
+    return make_database(request, tmp_path)
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
+import pytest
 from airflow.utils.orm_event_handlers import setup_event_handlers
 from fastapi import FastAPI
 from sqlalchemy import Engine, Integer, String, Uuid, column, create_engine, delete, insert, table, text, update
@@ -40,6 +42,10 @@ from airflow_edge_server.config import Settings
 from airflow_edge_server.store.db import EdgeAgentDBManager
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog, metadata
 from airflow_edge_server.store.tokens import create_token
+
+if TYPE_CHECKING:
+    from harness.mysql import Mysql
+    from harness.postgres import Postgres
 
 SETTINGS = Settings(
     api_enabled=True,
@@ -77,7 +83,7 @@ class Database:
         with self.engine.begin() as connection:
             connection.execute(text("DROP TABLE IF EXISTS alembic_version_edge_agent"))
             connection.execute(text("DROP TABLE IF EXISTS task_instance"))
-            key = "uuid" if self.engine.dialect.name == "postgresql" else "CHAR(32)"
+            key = Uuid().compile(dialect=connection.dialect)
             connection.execute(
                 text(
                     f"CREATE TABLE task_instance (id {key} PRIMARY KEY, dag_id VARCHAR(250), task_id VARCHAR(250),"
@@ -190,6 +196,16 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def make_database(request: pytest.FixtureRequest, folder: Path) -> str:
+    """Return the URL of an empty database of the fixture's kind; ``psycopg`` is PostgreSQL by psycopg 3."""
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/metadata.db"
+    fixture = "mysql_server" if request.param == "mysql" else "postgres_server"
+    server: Postgres | Mysql = request.getfixturevalue(fixture)
+    url = server.create_database()
+    return url.replace("+psycopg2:", "+psycopg:") if request.param == "psycopg" else url
 
 
 def build_app(database: Database, **given: Any) -> FastAPI:

@@ -25,7 +25,12 @@ from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Poll
 from airflow_edge_server.store.dispatch import Waiting, dispatch, read_rooms
 from airflow_edge_server.store.models import EdgeAgentJob
-from integration.server_api.kit import Database, FakeAgent, build_app, only, running, until
+from integration.server_api.kit import Database, FakeAgent, build_app, make_database, only, running, until
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mysql", "psycopg"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return make_database(request, tmp_path)
 
 
 async def work(agent: FakeAgent, database: Database, offered: list[tuple[str, int]]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +24,15 @@ from airflow_edge_server.store import purge
 from airflow_edge_server.store.presence import Presence, Sign
 from airflow_edge_server.store.wakeup import Topic, announce
 from integration.server_api.channel_kit import ChannelAgent, Served, served
-from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, only, running, until
+from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, make_database, only, running, until
 
 DEAF_PACE = Pace(busy_seconds=30, idle_seconds=30, listening_seconds=30, listening_after_seconds=0, flush_seconds=0.1)
 """Looks for jobs twice a minute: what comes sooner was announced."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mysql", "psycopg"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return make_database(request, tmp_path)
 
 
 @contextmanager
@@ -144,7 +150,7 @@ async def test_an_announcement_rolled_back_is_none(postgres: Database) -> None:
 
 
 async def test_idle_agents_cost_one_statement_per_flush(database: Database) -> None:
-    pace = replace(DEAF_PACE, notices_seconds=60, watch_seconds=60)
+    pace = replace(DEAF_PACE, notices_seconds=60, watch_seconds=60, flush_seconds=0.5)
     async with running(build_app(database, pace=pace)) as client:
         agents = []
         for number in range(30):

@@ -22,6 +22,14 @@ class DeadlockError(psycopg2.OperationalError):
     pgcode = "40P01"
 
 
+class DriverError(Exception):
+    """What MySQL's own driver raises: it tells both codes."""
+
+    def __init__(self, sqlstate: str, errno: int) -> None:
+        self.sqlstate, self.errno = sqlstate, errno
+        super().__init__(errno, "it did not work", sqlstate)
+
+
 @pytest.mark.parametrize(
     ("error", "passing"),
     [
@@ -29,6 +37,9 @@ class DeadlockError(psycopg2.OperationalError):
         (OperationalError("", {}, sqlite3.OperationalError("no such table: x")), False),
         (OperationalError("", {}, DeadlockError()), True),
         (OperationalError("", {}, Exception(1213, "Deadlock found")), True),
+        (OperationalError("", {}, DriverError("40001", 1213)), True),
+        (OperationalError("", {}, DriverError("HY000", 1205)), True),
+        (OperationalError("", {}, DriverError("28000", 1045)), False),
         (OperationalError("", {}, Exception(1045, "Access denied")), False),
         (IntegrityError("", {}, Exception("duplicate key")), True),
         (ProgrammingError("", {}, Exception("syntax")), False),

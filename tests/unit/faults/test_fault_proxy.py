@@ -260,3 +260,25 @@ def test_what_is_not_understood_passes() -> None:
     half = Cutter("up")
     assert half.feed(b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nabc") == []
     assert half.rest().endswith(b"abc")
+
+
+def test_what_is_barred_never_arrives_and_the_rest_does(
+    proxy: FaultProxy, server: EchoServer, connect: Connect
+) -> None:
+    proxy.bar("secret")
+    assert connect().ask(b"a secret") == b""
+    assert connect().ask(b"news") == b"news"
+    assert server.bodies == [b"news"]
+    proxy.heal()
+    assert connect().ask(b"a secret") == b"a secret"
+
+
+def test_what_is_held_arrives_when_it_is_released(proxy: FaultProxy, server: EchoServer, connect: Connect) -> None:
+    proxy.hold("later")
+    late = connect()
+    late.send(b"later")
+    assert connect().ask(b"now") == b"now"
+    assert server.bodies == [b"now"]
+    proxy.release()
+    assert late.receive() == b"later"
+    assert connect().ask(b"later, too") == b"later, too"

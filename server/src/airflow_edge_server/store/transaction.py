@@ -76,10 +76,10 @@ def is_passing(error: DBAPIError) -> bool:
         # A unique key that two transactions inserted at once: the second run finds the row of the first.
         return True
     cause: Any = error.orig
-    code = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None)
-    if code is None and getattr(cause, "args", None):
-        code = cause.args[0]
-    if code in _RETRYABLE_CODES:
+    # Some drivers tell the SQL standard's code, some the server's own, some both: psycopg2, psycopg 3, MySQL's.
+    codes = {getattr(cause, name, None) for name in ("pgcode", "sqlstate", "errno")}
+    codes.update(code for code in getattr(cause, "args", ())[:1] if isinstance(code, int | str))
+    if codes & _RETRYABLE_CODES:
         return True
     text = str(cause).lower()
     return isinstance(error, OperationalError) and ("database is locked" in text or "database table is locked" in text)
@@ -87,5 +87,8 @@ def is_passing(error: DBAPIError) -> bool:
 
 def locked(query: Q, session: Session, *, skip_locked: bool = False) -> Q:
     """Make a query lock its rows, where the database can."""
+    if session.get_bind().dialect.name in {"mysql", "mariadb"}:
+        # Airflow's own function locks nothing where rows cannot be locked of one table among several, as in MariaDB.
+        return query.with_for_update(skip_locked=skip_locked)
     result: Q = with_row_locks(query, session, skip_locked=skip_locked)
     return result

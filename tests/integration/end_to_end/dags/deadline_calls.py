@@ -1,4 +1,4 @@
-"""What is called when the Dag ``late`` misses its deadline. A module of its own: callbacks are imported by their path."""
+"""What is called when a Dag misses its deadline. A module of its own: callbacks are imported by their path."""
 
 from __future__ import annotations
 

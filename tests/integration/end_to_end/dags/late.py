@@ -9,7 +9,9 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DeadlineAlert, DeadlineReference, SyncCallback, dag, get_current_context, task
+from airflow.sdk import dag, get_current_context, task
+from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 
 def deadline(path: str, **kwargs: str) -> DeadlineAlert:
