@@ -74,7 +74,7 @@ def test_both_servers_share_the_work(
         start_agent("edge-two", concurrency=1, settings={"server_url": second[1]}),
     ]
     run = site.api.trigger_dag("crowd", conf={"dir": str(tmp_path)})
-    wait_until(lambda: sum(notes(tmp_path).values()) == 3, seconds=60, what="three tasks at once")
+    wait_until(lambda: sum(notes(tmp_path).values()) == 3, seconds=120, what="three tasks at once")
     (tmp_path / "go").touch()
     assert site.api.wait_for_run("crowd", run) == "success"
     assert sorted(notes(tmp_path).values()) == [1] * 6

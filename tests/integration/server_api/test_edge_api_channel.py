@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from airflow_edge_agent.protocol.codec import encode_batch, pack_log
@@ -333,6 +335,42 @@ async def test_a_job_never_goes_back_more_than_five_times(database: Database, di
     await agent.hang_up()
     await asyncio.sleep(0.6)
     assert database.job(job_id).state == JobState.ACCEPTED
+
+
+async def test_an_agent_that_does_not_read_is_given_up_and_others_are_not_held_up(
+    database: Database, dial: MakeChannelAgent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(channel, "SEND_SECONDS", 1.0)
+    slow, quick = dial("slow", queues=["large"], slots=100), dial("quick", agent_id=str(uuid.uuid4()))
+    with socket.socket() as small:
+        # What the kernel keeps for a reader must not be enough for all that is sent.
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        small.setblocking(False)  # noqa: FBT003  the socket's own signature
+        host, port = slow.url.removeprefix("http://").split(":")
+        await asyncio.get_running_loop().sock_connect(small, (host, int(port)))
+        slow.socket = await connect(
+            f"ws://{host}:{port}/v1/channel",
+            additional_headers={"Authorization": f"Bearer {slow.token}"},
+            sock=small,
+            compression=None,
+            proxy=None,
+            max_size=None,
+        )
+        await slow.send(slow.hello_frame())
+        await slow.next_batch()
+        await slow.ready()
+        await until(lambda: database.agent("slow").state == "idle")
+        slow.socket.transport.pause_reading()
+        large = [database.add_job(queue="large", workload={"noise": "x" * 900_000}) for _ in range(20)]
+        await until(lambda: database.job(large[0]).state == JobState.OFFERED, seconds=15)
+        await quick.open()
+        await quick.ready()
+        database.add_job()
+        assert await quick.hear(Offer)
+        await until(lambda: "Agent slow reads too slowly" in caplog.text, seconds=30)
+        # Nothing of it is lost: it waits for somebody who reads.
+        await until(lambda: all(database.job(job_id).state == JobState.QUEUED for job_id in large), seconds=15)
+        slow.socket.transport.abort()
 
 
 async def test_a_stop_closes_connections_at_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
