@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
 from airflow_edge_agent.core.agent import AgentCore, Limits
 from airflow_edge_agent.core.events import FrameArrived, LinkOpened, Say, StartJob
 from airflow_edge_agent.core.limits import Granted, LimitRules, grant
@@ -151,6 +155,27 @@ def test_the_runner_gets_what_is_granted_and_a_cut_is_told() -> None:
     assert StartJob(offer, JobLimits(memory_max_bytes=GIB, pids_max=7)) in done
     said = [one.message for one in done if isinstance(one, Say)]
     assert said == ["its memory_max_bytes is cut down to this agent's [limits.maximum]"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "wire"),
+    [(JobLimits(pids_max=7), {"pids_max": 7}), (JobLimits(), None), (None, None)],
+)
+async def test_the_runner_is_told(tmp_path: Path, limits: JobLimits | None, wire: dict[str, int] | None) -> None:
+    lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.put_nowait(await reader.readline())
+        writer.close()
+
+    async with await asyncio.start_unix_server(listen, tmp_path / RUNNER_SOCKET):
+        runner = SubprocessRunner(
+            python=Path("/none"), run_dir=tmp_path, jobs_dir=tmp_path, idle_seconds=1, environment={}
+        )
+        await runner.start(make_offer(), "http://server/execution/", limits)
+        line = await asyncio.wait_for(lines.get(), 10)
+        assert json.loads(line)["limits"] == wire
+        await runner.close()
 
 
 _LIMITS = st.builds(
