@@ -77,6 +77,8 @@ def test_what_changes_and_stays_broken_is_told_anew(place: Place) -> None:
     problem = place.look()
     assert problem is not None
     assert "No module named 'tenacity'" in problem
+    place.mend()
+    assert place.look() is None, "mended right after a proof"
 
 
 def test_without_a_visible_change_it_is_tried_ever_less_often(place: Place) -> None:
@@ -88,7 +90,8 @@ def test_without_a_visible_change_it_is_tried_ever_less_often(place: Place) -> N
 
     place.watch._prove = prove  # type: ignore[method-assign]  # counts
     place.watch.failed("it cannot")
-    for second in range(0, 3_600, 10):
+    place.watch._fingerprint = lambda: "same"  # type: ignore[method-assign]  # nothing changes
+    for second in range(0, 3_600, 30):
         place.now = float(second)
         assert place.look() in ("it cannot", "still not")
     assert proofs == [30.0, 90.0, 210.0, 450.0, 930.0, 1830.0, 2730.0]

@@ -108,6 +108,8 @@ class RuntimeWatch:
             wanted = self._changed() or not waits
         if not wanted:
             return version, standing
+        # Before the proof: what is mended while it runs is a change, too.
+        before = self._fingerprint()
         problem = self._prove()
         with self._lock:
             if self._told == told:
@@ -115,6 +117,7 @@ class RuntimeWatch:
                     self._problem = None
                 else:
                     self._fail(problem)
+                    self._print = before
             return version, self._problem
 
     def _changed(self) -> bool:
