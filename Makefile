@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer, git and make. Everything else goes into folders of this clone:
-# .tools (uv), .venv (development), .demo and .bench (what their names say).
+# .tools (uv), .venv (development), .demo and .bench (what their names say), .compat (other Airflows).
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -31,6 +31,15 @@ UV := $(shell case "$$(uv --version 2>/dev/null)" in \
 	(*) echo .tools/bin/uv;; esac)
 endif
 
+# Other versions than the development environment's.
+AIRFLOW := 3.2
+AIRFLOW_TESTS := tests/integration/server tests/integration/end_to_end/test_limits_and_runtimes.py \
+	"tests/integration/end_to_end/test_end_to_end.py::test_a_dag_with_everything"
+RUNTIMES := 1.1 1.2
+SPACE := $(subst ,, )
+# Airflow 3.2 does not start with what its own metadata allows: its api-server needs an older FastAPI and Cadwyn.
+CONSTRAINTS_3.2 := "fastapi<0.137" "cadwyn<7.1"
+
 UV_SYNC = UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --quiet --python "$(PYTHON)"
 IN_VENV := .venv/bin
 
@@ -59,6 +68,15 @@ test: .venv/ready ## Run all tests: unit, property, contract, integration
 test-unit: .venv/ready ## Run the tests that start no Airflow and no database
 	@$(IN_VENV)/pytest -m "not integration" $(ARGS)
 
+.PHONY: test-airflow
+test-airflow: .compat/airflow-$(AIRFLOW)/ready ## Run the server's tests and a Dag on another Airflow: AIRFLOW=3.2
+	@.compat/airflow-$(AIRFLOW)/bin/python -m pytest -p no:cacheprovider $(AIRFLOW_TESTS) $(ARGS)
+
+.PHONY: test-runtimes
+test-runtimes: .venv/ready $(RUNTIMES:%=.compat/runtime-%/ready) ## Run the demo's Dag in task runtimes of older Airflows: RUNTIMES="1.1 1.2"
+	@EDGE_TEST_RUNTIMES="$(subst $(SPACE),:,$(RUNTIMES:%=$(CURDIR)/.compat/runtime-%)):$(CURDIR)/.venv" \
+		$(IN_VENV)/pytest tests/integration/end_to_end/test_task_runtimes.py $(ARGS)
+
 .PHONY: test-faults
 test-faults: .venv/ready ## Break things while tasks run, and check that nothing is lost; SEEDS=3, ARGS=--help shows the rest
 	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 SEEDS="$(SEEDS)" $(IN_VENV)/python -m faults $(ARGS)
@@ -84,7 +102,7 @@ bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 
 
 .PHONY: clean
 clean: ## Remove everything that these targets have made
-	@rm -rf .tools .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .tools .venv .demo .bench .compat .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the targets stand on.
@@ -121,6 +139,23 @@ python-found:
 .demo/env-runtime/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))
 	@echo "Installing a task runtime (Airflow's Task SDK) into .demo/env-runtime"
 	@UV_PROJECT_ENVIRONMENT=.demo/env-runtime $(UV_SYNC) --only-group runtime
+	@touch $@
+
+.compat/airflow-%/ready: agent/pyproject.toml server/pyproject.toml Makefile | python-found $(filter .tools/%,$(UV))
+	@echo "Installing Airflow $* with the tests into .compat/airflow-$*"
+	@mkdir -p .compat
+	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .compat/airflow-$*
+	@$(UV) pip install --quiet --python .compat/airflow-$*/bin/python "apache-airflow==$*.*" $(CONSTRAINTS_$*) \
+		apache-airflow-providers-standard hypothesis psycopg2-binary pytest pytest-asyncio pytest-timeout statsd trustme \
+		--editable agent --editable server
+	@touch $@
+
+.compat/runtime-%/ready: Makefile | python-found $(filter .tools/%,$(UV))
+	@echo "Installing a task runtime with Task SDK $* into .compat/runtime-$*"
+	@mkdir -p .compat
+	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .compat/runtime-$*
+	@$(UV) pip install --quiet --python .compat/runtime-$*/bin/python "apache-airflow-task-sdk==$*.*" \
+		apache-airflow-providers-standard
 	@touch $@
 
 # The same Airflow in the same versions, with edge3 instead of ours.

@@ -14,6 +14,7 @@ from airflow_edge_agent.ports import (
     RunnerStarted,
 )
 from airflow_edge_agent.protocol.frames import Offer
+from airflow_edge_agent.protocol.limits import JobLimits
 
 
 class MemoryRunner:
@@ -26,6 +27,7 @@ class MemoryRunner:
         self.fault: RunnerError | None = None
         self.offers: dict[str, Offer] = {}
         self.servers: list[str] = []
+        self.limits: dict[str, JobLimits | None] = {}
         self.signals: list[tuple[str, str]] = []
         self.closed = False
         self._automatic = automatic
@@ -47,12 +49,13 @@ class MemoryRunner:
         await asyncio.sleep(0)
         return dict(self._left_behind)
 
-    async def start(self, offer: Offer, server: str) -> None:
+    async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
         await asyncio.sleep(0)
         if self.fault is not None:
             raise self.fault
         self.offers[offer.job_id] = offer
         self.servers.append(server)
+        self.limits[offer.job_id] = limits
         if self._automatic:
             if not self._ready:
                 self._ready = True

@@ -30,7 +30,8 @@ from airflow_edge_agent.adapters.metrics import PsutilProbe
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.notify import SystemdNotifier
 from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
-from airflow_edge_agent.adapters.runtime_env import check_runtime, task_environment
+from airflow_edge_agent.adapters.runtime_env import task_environment
+from airflow_edge_agent.adapters.runtime_watch import RuntimeWatch
 from airflow_edge_agent.core.agent import AgentCore, Limits
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import StopAsked
@@ -107,6 +108,7 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
             kill_grace_seconds=settings.drain.kill_grace_seconds,
             drain_deadline_seconds=settings.drain.deadline_seconds,
             spool_bytes=settings.spool_max_mb * 1024 * 1024,
+            jobs=settings.limits.rules(),
         )
     )
     pump = Pump(
@@ -148,11 +150,24 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         known = {key: found[key] for key in ("task_sdk", "airflow") if found.get(key)}
         link.runtime_known(versions.model_copy(update=known))
 
-    def check() -> str | None:
-        sdk, problem = check_runtime(settings.runner.python)
-        if problem is None:
-            on_versions({"task_sdk": sdk or ""})
+    watch = RuntimeWatch(settings.runner.python, task_environment(settings))
+    runtime_failed = asyncio.Event()
+
+    def on_ready(found: dict[str, str]) -> None:
+        watch.proven()
+        on_versions(found)
+
+    def on_runner_problem(problem: str) -> None:
+        watch.failed(problem)
+        runtime_failed.set()
+
+    def check(*, prove: bool) -> str | None:
+        sdk, problem = watch.check(prove=prove)
+        if sdk is not None:
+            on_versions({"task_sdk": sdk})
         return problem or store.check()
+
+    pump.on_runner_problem = on_runner_problem
 
     notifier = SystemdNotifier()
     loop = asyncio.get_running_loop()
@@ -172,11 +187,11 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         await run_guarded(
             {
                 "link": link.run(),
-                "runner": runner_loop(pump, runner, store, on_versions),
+                "runner": runner_loop(pump, runner, store, on_ready),
                 "signals": pump.signal_loop(),
                 "time": time_loop(pump, store),
                 "thrift": thrift_loop(pump, give_back_memory),
-                "runtime": runtime_loop(pump, check),
+                "runtime": runtime_loop(pump, check, runtime_failed),
                 "flush": _flush(pump),
             },
             until=pump.left,

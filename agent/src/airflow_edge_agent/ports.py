@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.protocol.frames import AgentFrame, Hello, Metrics, Offer, ServerFrame
+from airflow_edge_agent.protocol.limits import JobLimits
 
 Presence = Callable[[], list[AgentFrame]]
 """Makes the frames that say how the agent is right now: a status and a heartbeat."""
@@ -128,10 +129,11 @@ class Runner(Protocol):
     async def reattach(self) -> dict[str, int]:
         """Connect to a runner that an earlier daemon left, if there is one; return its jobs and their pids."""
 
-    async def start(self, offer: Offer, server: str) -> None:
+    async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
         """Hand over a job, starting the runner if it is not there.
 
         :param server: base URL of Airflow's Execution API.
+        :param limits: what the job may use; ``None``: as much as there is.
         :raises RunnerError: it could not be handed over; nothing of it ran.
         """
 

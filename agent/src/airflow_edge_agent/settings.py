@@ -31,7 +31,9 @@ from pydantic_settings import (
 )
 
 from airflow_edge_agent.core.carrier import CarrierPolicy
+from airflow_edge_agent.core.limits import LimitRules
 from airflow_edge_agent.protocol.frames import NAME_PATTERN, Queue
+from airflow_edge_agent.protocol.limits import LimitSettings
 
 DEFAULT_CONFIG = Path("/etc/airflow-edge-agent/agent.toml")
 ENV_PREFIX = "EDGE_AGENT_"
@@ -96,6 +98,23 @@ class RunnerSettings(_Section):
     """Names of the agent's own variables that tasks get, too."""
 
 
+class LimitsSettings(LimitSettings):
+    """What one job may use; where a queue or a task says nothing else."""
+
+    maximum: LimitSettings = LimitSettings()
+    """Upper bounds, whatever a queue or a task asks for."""
+    queues: dict[Queue, LimitSettings] = Field(default_factory=dict)
+    """For the jobs of one queue, by its name."""
+
+    def rules(self) -> LimitRules:
+        """Return them as the core wants them."""
+        return LimitRules(
+            defaults=self.limits(),
+            queues={name: limits.limits() for name, limits in self.queues.items()},
+            maximum=self.maximum.limits(),
+        )
+
+
 class BundleSettings(_Section):
     """Where tasks find a Dag bundle on this machine."""
 
@@ -155,8 +174,22 @@ class Settings(BaseSettings):
     """Most log, in MiB, that is kept while the server cannot take it. Results are always kept."""
     drain: DrainSettings = DrainSettings()
     runner: RunnerSettings = RunnerSettings()
+    runtime_python: Path | None = None
+    """Another name of ``runner.python``."""
+    limits: LimitsSettings = LimitsSettings()
     bundles: dict[str, BundleSettings] = {}
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_runtime(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("runtime_python") is not None:
+            runner = values.get("runner") or {}
+            if isinstance(runner, dict):
+                if runner.get("python") is not None:
+                    raise ValueError("give either 'runtime_python' or 'python' in [runner]: they mean the same")
+                return values | {"runner": runner | {"python": values["runtime_python"]}}
+        return values
 
     @field_validator("server_url", "execution_api_url")
     @classmethod
@@ -212,6 +245,7 @@ def _is_loopback(host: str) -> bool:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "drain": DrainSettings,
     "runner": RunnerSettings,
+    "limits": LimitsSettings,
     "bundles": BundleSettings,
     "log": LogSettings,
 }

@@ -5,7 +5,13 @@ Airflow imports this for every command line: what the commands do is in :mod:`ai
 
 from __future__ import annotations
 
+import logging
+
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, Arg, GroupCommand, lazy_load_command
+
+# Airflow 3.2 shows what Alembic says when it is imported on standard output, before a command can prevent it, and
+# there the commands' JSON is to go.
+logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 _COMMANDS = "airflow_edge_server.commands"
 

@@ -76,11 +76,28 @@ def task_key(executor: Any, ti: Any, **known: Any) -> Hashable:
 
 
 def callback_key(callback_id: str) -> Hashable:
-    """Return what Airflow calls a callback in its dealings with an executor."""
+    """Return what Airflow calls a callback in its dealings with an executor: until 3.2 its id, since then an object."""
     from airflow.models.callback import CallbackKey  # noqa: PLC0415  only where there are callbacks
 
-    key: Hashable = CallbackKey(id=callback_id)
+    # Airflow 3.2 has the name already, for the type of the id.
+    key: Hashable = callback_id if CallbackKey is str else CallbackKey(id=callback_id)
     return key
+
+
+def executor_config(ti: Any) -> Any:
+    """Return the ``executor_config`` of a workload's task instance.
+
+    Airflow leaves it out of the workload's JSON, because executors other than the one it is meant for need not be able
+    to read it; in the scheduler it is at hand.
+    """
+    return getattr(ti, "executor_config", None)
+
+
+def stats() -> Any:
+    """Return what emits Airflow's metrics: has ``incr``, ``gauge`` and ``timing``."""
+    from airflow.observability.stats import Stats  # noqa: PLC0415  as all in here
+
+    return Stats
 
 
 def is_connection_test(workload: Any) -> bool:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import object_session
 
 from airflow_edge_agent.protocol.frames import MAX_JOBS
+from airflow_edge_agent.protocol.limits import read_executor_config
 from airflow_edge_server import compat, config
 from airflow_edge_server.cli import get_edge_agents_commands
 from airflow_edge_server.housekeeping import Housekeeping
@@ -23,6 +24,7 @@ from airflow_edge_server.store.logs import find_jobs, job_lines, log_key
 from airflow_edge_server.store.models import EdgeAgentJob
 from airflow_edge_server.store.transaction import airflow_sessions, read, write
 from airflow_edge_server.store.wakeup import Topic, announce
+from airflow_edge_server.usage import emit_usage
 from airflow_edge_server.verdicts import REPORT_GRACE_SECONDS, Verdict, judge_callback, judge_task, reason
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         :raises TypeError: for a kind of workload that agents cannot run.
         """
         key: Hashable
+        fault: str | None = None
         if isinstance(workload, workloads.ExecuteTask):
             ti = workload.ti
             key = compat.task_key(self, ti)
@@ -122,8 +125,13 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
                 map_index=-1 if ti.map_index is None else ti.map_index,
                 try_number=ti.try_number,
             )
+            try:
+                if (limits := read_executor_config(compat.executor_config(ti))) is not None:
+                    row.limits = limits.model_dump(exclude_none=True)
+            except ValueError as error:
+                fault = str(error)
         elif isinstance(workload, workloads.ExecuteCallback):
-            key = workload.key
+            key = compat.callback_key(str(workload.callback.id))
             data = workload.callback.data if isinstance(workload.callback.data, dict) else {}
             row = self._new_job(
                 workload,
@@ -133,7 +141,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
                 priority_weight=1,
                 ti_id=str(workload.callback.id),
                 dag_id=_word(data.get("dag_id")),
-                task_id=_word(data.get("path")) or workload.display_name,
+                task_id=_word(data.get("path")) or f"callback {workload.callback.id}",
                 run_id=_word(data.get("run_id")),
             )
         elif compat.is_connection_test(workload):
@@ -149,8 +157,12 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
             )
         else:
             raise TypeError(f"EdgeExecutor cannot run a workload of type {type(workload).__name__}")
-        session.add(row)
-        announce(session, Topic.JOBS)
+        if fault is None:
+            session.add(row)
+            announce(session, Topic.JOBS)
+        else:
+            # Airflow must not be disturbed here: the next sync tells it that this try is over, and why.
+            queue.end_at_once(session, row, fault)
         self._unconfirmed.add(row.id)
         self._hold(row.id, key)
         if row.kind != "task":
@@ -286,6 +298,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
             return
         write(airflow_sessions, lambda session: queue.mark_reported(session, [job.id for job, _ in done]))
         for job, verdict in done:
+            emit_usage(compat.stats(), job)
             self._close(job, verdict)
 
     def _has_waited(self, job_id: str) -> bool:

@@ -106,7 +106,9 @@ class EdgeLogIO:
 def describe(job: LoggedJob) -> str:
     """Say in one line what there is of a job's log, for the reader of the log."""
     if job.agent_name is None:
-        return "Waiting for an agent" if job.state == "queued" else "No agent ran this"
+        if job.state == "queued":
+            return "Waiting for an agent"
+        return "No agent ran this" + (f": {job.detail}" if job.detail else "")
     if job.log_next_offset:
         text = f"{job.log_next_offset} bytes delivered by agent {job.agent_name}"
         if job.log_bytes is not None and job.log_bytes > job.log_next_offset:

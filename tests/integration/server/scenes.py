@@ -59,6 +59,7 @@ def dag_run(
     pool_slots: int = 1,
     state: str | None = "queued",
     task_executor: str | None = None,
+    executor_config: dict[str, Any] | None = None,
 ) -> list[str]:
     """Make a running Dag run whose tasks have that state; return the ids of its task instances."""
     dag_id = f"dag_{next(_numbers)}"
@@ -71,6 +72,7 @@ def dag_run(
                 pool_slots=pool_slots,
                 priority_weight=number + 1,
                 executor=task_executor,
+                executor_config=executor_config,
             )
     with db() as session:
         if session.get(DagBundleModel, "lab") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,12 @@ SCENARIOS = [
 ]
 
 
+# Airflow has connection tests on executors since 3.3.
+OLDER = version("apache-airflow-core").split(".")[:2] < ["3", "3"]
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(lab: Lab, scenario: str) -> None:
+    if OLDER and "connection_test" in scenario:
+        pytest.skip("this Airflow has no connection tests on executors")
     lab.run(f"integration.server.{scenario}")

@@ -550,7 +550,7 @@ async def test_a_job_of_the_next_runner_is_not_lost_with_the_last_one(agent: Age
 
 
 async def test_the_runtime_is_looked_at_first_thing(agent: Agent) -> None:
-    loop = asyncio.create_task(runtime_loop(agent.pump, lambda: "no Task SDK"))
+    loop = asyncio.create_task(runtime_loop(agent.pump, lambda prove: "no Task SDK", asyncio.Event()))
     await eventually(lambda: agent.core.problem == "no Task SDK")
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)

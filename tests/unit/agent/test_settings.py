@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from airflow_edge_agent.core.limits import LimitRules
+from airflow_edge_agent.protocol.limits import JobLimits
 from airflow_edge_agent.settings import ConfigError, Settings, load_settings
 
 MINIMAL = 'server_url = "https://airflow.example.com"\n'
@@ -224,3 +226,54 @@ def test_a_variable_that_is_no_setting_is_named(monkeypatch: pytest.MonkeyPatch,
         ConfigError, match=r"EDGE_AGENT_CONCURENCY: is no setting; did you mean 'EDGE_AGENT_CONCURRENCY'"
     ):
         load_settings(config, {})
+
+
+LIMITS = """
+[limits]
+memory_max = "2G"
+pids_max = 500
+[limits.maximum]
+memory_max = "4G"
+cpu_quota = "200%"
+[limits.queues."press shop"]
+memory_max = "512M"
+io_weight = 10
+"""
+
+
+def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_AGENT_LIMITS__PIDS_MAX", "300")
+    rules = load(tmp_path, MINIMAL + LIMITS).limits.rules()
+    assert rules.defaults == JobLimits(memory_max_bytes=2 * 2**30, pids_max=300)
+    assert rules.maximum == JobLimits(memory_max_bytes=4 * 2**30, cpu_quota_percent=200)
+    assert rules.queues == {"press shop": JobLimits(memory_max_bytes=512 * 2**20, io_weight=10)}
+    monkeypatch.delenv("EDGE_AGENT_LIMITS__PIDS_MAX")
+    assert load(tmp_path).limits.rules() == LimitRules()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "memory_max = 512",
+            "'limits.memory_max': 512 is less than 16M, and no task starts in that: is a unit missing?",
+        ),
+        ('memory = "1G"', "'limits.memory' is no setting; did you mean 'memory_max'?"),
+        ('cpu_quota = "1.5"', "'limits.cpu_quota': '1.5' is no share of a core: write a percentage, like \"150%\""),
+        ("maximum.pids = 5", "'limits.maximum.pids' is no setting; did you mean 'pids_max'?"),
+        ("queues.a.io_weight = 0", "'limits.queues.a.io_weight': 0 is no whole number from 1 to 10000"),
+        ('memory_max = "1G"\nmemory_high = "2G"', "'limits': 'memory_high' is above 'memory_max'"),
+    ],
+)
+def test_bad_limits(tmp_path: Path, text: str, message: str) -> None:
+    assert message in fault(tmp_path, f"{MINIMAL}[limits]\n{text}\n")
+
+
+def test_the_runtime_has_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'runtime_python = "/srv/venv/bin/python"\n' + MINIMAL
+    assert load(tmp_path, text).runner.python == Path("/srv/venv/bin/python")
+    assert load(tmp_path, text + "[runner]\nidle_seconds = 5\n").runner.python == Path("/srv/venv/bin/python")
+    both = fault(tmp_path, text + '[runner]\npython = "/other"\n')
+    assert "give either 'runtime_python' or 'python' in [runner]: they mean the same" in both
+    monkeypatch.setenv("EDGE_AGENT_RUNTIME_PYTHON", "/from/env/python")
+    assert load(tmp_path).runner.python == Path("/from/env/python")

@@ -27,6 +27,8 @@ class ResultRecord(BaseModel):
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
     wall_seconds: float | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
 
 
 def read_result(job_id: str, content: bytes) -> JobEnded | None:
@@ -40,6 +42,8 @@ def read_result(job_id: str, content: bytes) -> JobEnded | None:
         wall_seconds=_fitting(_seconds, record.wall_seconds),
         cpu_seconds=_fitting(_seconds, record.cpu_seconds),
         peak_memory_bytes=_fitting(_bytes, record.peak_memory_bytes),
+        io_read_bytes=_fitting(_bytes, record.io_read_bytes),
+        io_write_bytes=_fitting(_bytes, record.io_write_bytes),
     )
     exit_code = _fitting(_exit_code, record.exit_code)
     detail = record.detail[:_DETAIL_CHARACTERS] if record.detail else None

@@ -27,6 +27,7 @@ from airflow_edge_agent.ports import (
     RunnerStarted,
 )
 from airflow_edge_agent.protocol.frames import Offer
+from airflow_edge_agent.protocol.limits import JobLimits
 
 _SIGNALS = {"TERM": 15, "KILL": 9}
 _START_SECONDS = 20.0
@@ -84,7 +85,7 @@ class SubprocessRunner:
         self._listen(reader)
         return jobs
 
-    async def start(self, offer: Offer, server: str) -> None:
+    async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
         """Hand over a job, starting the runner if it is not there.
 
         :raises RunnerError: it could not be handed over.
@@ -96,6 +97,7 @@ class SubprocessRunner:
             "workload": offer.workload,
             "token": offer.token,
             "server": server,
+            "limits": limits.model_dump(exclude_none=True) if limits is not None and limits.any else None,
         }
         # An idle runner may leave in the very moment we speak to it: then a new one takes the job.
         for last_try in (False, True):

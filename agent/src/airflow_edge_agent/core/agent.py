@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from airflow_edge_agent.core.events import (
     Event,
@@ -29,6 +29,7 @@ from airflow_edge_agent.core.events import (
     Tick,
 )
 from airflow_edge_agent.core.jobs import AgentJob, Phase
+from airflow_edge_agent.core.limits import LimitRules, grant
 from airflow_edge_agent.core.spool import KEEP_PERCENT, plan, undelivered_bytes
 from airflow_edge_agent.protocol.frames import (
     MAX_JOBS,
@@ -88,6 +89,8 @@ class Limits:
     """How long to keep asking for a name that is in use."""
     spool_bytes: int = 500 * 1024 * 1024
     """How much log that the server has not taken is kept, of all jobs together."""
+    jobs: LimitRules = field(default_factory=LimitRules)
+    """What each job may use."""
 
 
 class AgentCore:
@@ -310,7 +313,10 @@ class AgentCore:
             return
         offer = job.offer
         job.move(Phase.STARTING)
-        self._out.append(StartJob(offer))
+        granted = grant(self.limits.jobs, offer.queue, offer.limits)
+        if granted.cut:
+            self._say("warning", f"its {', '.join(granted.cut)} is cut down to this agent's [limits.maximum]", job)
+        self._out.append(StartJob(offer, granted.limits))
 
     def _adopted(self, job_id: str, held_fence: int, fence: int) -> None:
         """Go on with a job under another fence: the server had given it up, and takes that back."""

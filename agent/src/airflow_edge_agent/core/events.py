@@ -7,6 +7,7 @@ from typing import Literal
 
 from airflow_edge_agent.protocol.frames import AgentFrame, Offer, ServerFrame, Usage, Welcome
 from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.protocol.limits import JobLimits
 
 # --- Events -----------------------------------------------------------------------------------------------------------
 
@@ -140,6 +141,7 @@ class StartJob:
     """Write the job down, then hand it to the runner."""
 
     offer: Offer
+    limits: JobLimits = field(default_factory=JobLimits)
 
 
 @dataclass(frozen=True)

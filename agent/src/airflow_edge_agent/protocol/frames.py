@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.protocol.limits import JobLimits
 from airflow_edge_agent.protocol.states import AgentState
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -173,7 +174,10 @@ class Usage(_Frame):
     cpu_seconds: Seconds | None = None
     """User and system time of all its processes that have ended."""
     peak_memory_bytes: Bytes | None = None
-    """Largest resident memory of any one of its processes."""
+    """Most memory of all its processes together where they have a cgroup, else of the largest of them."""
+    io_read_bytes: Bytes | None = None
+    """Read from disks; known only where the job has a cgroup with the io controller."""
+    io_write_bytes: Bytes | None = None
 
 
 class Result(_Frame):
@@ -252,6 +256,8 @@ class Offer(_Frame):
     token: Annotated[str, Field(max_length=8_192, repr=False)]
     workload: dict[str, JsonValue]
     """Airflow's workload, without its token."""
+    limits: JobLimits | None = None
+    """What the task itself asks for; the agent decides. ``None``: nothing."""
 
 
 class AcceptAck(_Frame):

@@ -44,6 +44,11 @@ def steps() -> Iterator[None]:
         importlib.import_module("airflow.sdk.execution_time.task_runner")
         yield
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "airflow":
+            raise UnusableRuntime(
+                f"the task runtime {sys.executable} does not start ({describe(error)}): a package that the Task SDK "
+                "needs is missing there"
+            ) from None
         raise UnusableRuntime(
             f"the task runtime {sys.executable} has no Airflow Task SDK (no module {error.name!r}): install "
             "apache-airflow-task-sdk there, or let [runner] python name the interpreter that has it"

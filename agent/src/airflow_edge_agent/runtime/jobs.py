@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,6 +30,9 @@ BACKLOG_BYTES = 1024 * 1024
 RECHECK_SECONDS = 30.0
 """How long a problem of the task runtime stands before it is looked at again."""
 
+PROOF_SECONDS = 10.0
+"""How long after the start an agent without any job tries whether its task runtime works."""
+
 
 async def runner_loop(
     pump: Pump, runner: Runner, store: JobStore, on_versions: Callable[[dict[str, str]], None]
@@ -53,6 +57,7 @@ async def runner_loop(
 
 def _runner_gone(pump: Pump, store: JobStore, problem: str | None, jobs: frozenset[str]) -> None:
     if problem is not None:
+        pump.on_runner_problem(problem)
         pump.feed(RuntimeChecked(problem))
     for job in [job for job in pump.core.jobs.values() if job.job_id in jobs]:
         if job.phase is Phase.STARTING and not store.handed_over(job.job_id):
@@ -89,13 +94,26 @@ def _note_backlogs(pump: Pump, store: JobStore) -> None:
             store.note_sent(job.job_id, job.log_sent)
 
 
-async def runtime_loop(pump: Pump, check: Callable[[], str | None]) -> None:
-    """Look at the task runtime at the start, and again while there is a problem with it."""
+async def runtime_loop(pump: Pump, check: Callable[..., str | None], wake: asyncio.Event) -> None:
+    """Look at the task runtime at the start, prove it a little later, and look again while there is a problem with it.
+
+    :param check: returns the problem; its keyword ``prove``: whether to try if tasks can run, should none have so far.
+    :param wake: set when the runner has told of a problem.
+    """
+    pump.feed(RuntimeChecked(await asyncio.to_thread(check, prove=False)))
+    # By then a busy agent has had its first job, and a runner that works is proof enough.
+    await _sleep(PROOF_SECONDS, wake)
+    pump.feed(RuntimeChecked(await asyncio.to_thread(check, prove=True)))
     while True:
+        await _sleep(RECHECK_SECONDS, wake)
         if pump.core.problem is not None or pump.core.connected is False:
-            problem = await asyncio.to_thread(check)
-            pump.feed(RuntimeChecked(problem))
-        await asyncio.sleep(RECHECK_SECONDS)
+            pump.feed(RuntimeChecked(await asyncio.to_thread(check, prove=False)))
+
+
+async def _sleep(seconds: float, wake: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(wake.wait(), seconds)
+    wake.clear()
 
 
 async def thrift_loop(pump: Pump, give_back: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -29,6 +30,7 @@ from airflow_edge_agent.ports import JobStore, Runner, RunnerError, StoreError
 from airflow_edge_agent.protocol.codec import pack_log
 from airflow_edge_agent.protocol.frames import Log, Offer
 from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.protocol.limits import JobLimits
 from airflow_edge_agent.runtime.outbox import Outbox
 
 log = structlog.get_logger()
@@ -53,6 +55,8 @@ class Pump:
         """Set while there are jobs or a stop is under way: while time matters to the core."""
         self.idle = asyncio.Event()
         self.idle.set()
+        self.on_runner_problem: Callable[[str], None] = lambda _: None
+        """Hears why the runner could not work with the task runtime."""
         self._store = store
         self._runner = runner
         self._boot_id = boot_id
@@ -89,8 +93,8 @@ class Pump:
             case Send(frame):
                 if self.core.connected:
                     self.outbox.put(frame)
-            case StartJob(offer):
-                self._spawn(self._start(offer))
+            case StartJob(offer, limits):
+                self._spawn(self._start(offer, limits))
             case SignalJob():
                 self._signals.put_nowait(instruction)
             case ShipLog():
@@ -116,12 +120,14 @@ class Pump:
             log.error("a piece of work failed", error=repr(error))
             self.leave(70, "internal error")
 
-    async def _start(self, offer: Offer) -> None:
+    async def _start(self, offer: Offer, limits: JobLimits) -> None:
         server = self.core.execution_api_url or self._default_execution_url
         try:
             self._store.add(offer, self._boot_id)
-            await self._runner.start(offer, server)
+            await self._runner.start(offer, server, limits)
         except (StoreError, RunnerError) as error:
+            if isinstance(error, RunnerError):
+                self.on_runner_problem(str(error))
             # First the problem, then the job's return: or the server would offer it to us again at once.
             self.feed(RuntimeChecked(str(error)))
             self.feed(JobEnded(offer.job_id, Outcome.NOT_STARTED, detail=str(error)))

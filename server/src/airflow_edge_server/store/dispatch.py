@@ -259,6 +259,7 @@ def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint) -> Offer:
         label=label_of(job),
         token=token,
         workload=job.workload,
+        limits=job.limits,
     )
 
 

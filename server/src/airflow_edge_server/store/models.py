@@ -108,6 +108,8 @@ class EdgeAgentJob(Base):
     """Airflow's workload without its token."""
     log_key: Mapped[str | None] = mapped_column(String(64))
     """Hexadecimal SHA-256 of the workload's log path: the path itself is too long for an index."""
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What the task itself asks for: the fields of :class:`~airflow_edge_agent.protocol.limits.JobLimits` it sets."""
     agent_name: Mapped[str | None] = mapped_column(String(63))
     fence: Mapped[int] = mapped_column(Integer, default=0)
     """How many times it has been offered."""
@@ -117,6 +119,7 @@ class EdgeAgentJob(Base):
     exit_code: Mapped[int | None] = mapped_column(Integer)
     detail: Mapped[str | None] = mapped_column(Text)
     usage: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What it used: those fields of :class:`~airflow_edge_agent.protocol.frames.Usage` that are known."""
     log_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Final length of the log, known with the result."""
     log_next_offset: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES
 from airflow_edge_server.domain.jobs import MAX_OFFERS
 from airflow_edge_server.store.dispatch import return_accepted
-from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.wakeup import Topic, announce
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class EndedJob:
     detail: str | None
     place: tuple[str | None, str | None, str | None, int]
     """Dag, task, run and map index."""
+    queue: str
+    usage: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,35 @@ def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[Ende
             job.task_id,
             job.run_id,
             job.map_index,
+            job.queue,
+            job.usage,
         )
         .where(job.owner == owner, job.reported.is_(False), job.state == JobState.FINISHED.value)
         .order_by(job.finished_at)
         .limit(limit)
     )
-    return [EndedJob(*row[:8], place=tuple(row[8:])) for row in rows]
+    return [
+        EndedJob(
+            *row[:8],
+            place=(row.dag_id, row.task_id, row.run_id, row.map_index),
+            queue=row.queue,
+            usage=row.usage or {},
+        )
+        for row in rows
+    ]
+
+
+def end_at_once(session: Session, job: EdgeAgentJob, detail: str) -> None:
+    """Add a new job as one that has ended before it began, and say why in its task's log."""
+    now = datetime.now(UTC)
+    line = {"timestamp": now.isoformat(), "level": "error", "event": f"not started: {detail}", "logger": "edge-agent"}
+    data = (json.dumps(line) + "\n").encode()
+    job.state = JobState.FINISHED.value
+    job.outcome = Outcome.NOT_STARTED.value
+    job.detail = detail
+    job.finished_at = now
+    job.log_bytes = job.log_next_offset = len(data)
+    session.add_all([job, EdgeAgentLog(job_id=job.id, offset=0, data=data)])
 
 
 def mark_reported(session: Session, job_ids: Sequence[str]) -> None:

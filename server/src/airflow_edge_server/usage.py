@@ -1,0 +1,43 @@
+"""What jobs have used, told to Airflow's metrics."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_edge_server.store.queue import EndedJob
+
+log = logging.getLogger(__name__)
+
+PREFIX = "edge_agent.job."
+
+_TIMINGS = ("wall_seconds", "cpu_seconds")
+_GAUGES = ("peak_memory_bytes",)
+_COUNTERS = ("io_read_bytes", "io_write_bytes")
+
+
+def emit_usage(stats: Any, job: EndedJob) -> None:
+    """Emit the usage of an ended job; what is not known of it is left out.
+
+    Seconds are timings, so that a backend makes distributions of them; bytes read and written are counters, to be
+    summed up; the peak is a gauge.
+
+    :param stats: Airflow's, with ``timing``, ``gauge`` and ``incr``.
+    """
+    dag_id, task_id = job.place[:2]
+    known = {"dag_id": dag_id, "task_id": task_id, "queue": job.queue, "agent": job.agent_name}
+    tags = {name: value for name, value in known.items() if value}
+    try:
+        for name in _TIMINGS:
+            if (value := job.usage.get(name)) is not None:
+                stats.timing(f"{PREFIX}{name}", timedelta(seconds=value), tags=tags)
+        for name in _GAUGES:
+            if (value := job.usage.get(name)) is not None:
+                stats.gauge(f"{PREFIX}{name}", value, tags=tags)
+        for name in _COUNTERS:
+            if (value := job.usage.get(name)) is not None:
+                stats.incr(f"{PREFIX}{name}", value, tags=tags)
+    except Exception as error:  # noqa: BLE001  a backend of metrics, which may be anybody's, must not stop the executor
+        log.warning("The usage of job %s could not be told to the metrics: %s", job.id, error)
