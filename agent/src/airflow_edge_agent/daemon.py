@@ -31,9 +31,10 @@ from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.notify import SystemdNotifier
 from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import check_runtime, task_environment
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import StopAsked
+from airflow_edge_agent.core.limits import Limits
 from airflow_edge_agent.ports import StoreError, TransportError
 from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from airflow_edge_agent.protocol.frames import Hello, Versions

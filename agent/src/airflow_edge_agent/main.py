@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"edge-agent {__version__}")  # noqa: T201 -- the command's output
         return 0
     # Only now: --help and --version answer without loading everything.
+    from airflow_edge_agent.configuration import ConfigError, load_settings  # noqa: PLC0415
     from airflow_edge_agent.daemon import run  # noqa: PLC0415
     from airflow_edge_agent.runtime.logging import configure_logging  # noqa: PLC0415
-    from airflow_edge_agent.settings import ConfigError, load_settings  # noqa: PLC0415
 
     given = {
         key: value

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import AgentFrame, Hello, Metrics, Offer, ServerFrame
 
 Presence = Callable[[], list[AgentFrame]]
@@ -157,6 +158,7 @@ class StoredJob:
     handed_over: bool
     """Whether the runner has begun with it."""
     ended: JobEnded | None
+    task: TaskKey | None = None
 
 
 class StoreError(Exception):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.spool import Spooled
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import HeldJob, Offer, Result
 from airflow_edge_agent.protocol.states import IllegalTransition
 
@@ -61,6 +62,7 @@ class AgentJob:
     log_sent: int = 0
     """Nothing of the log beyond this was ever sent, also not by an earlier run of the daemon."""
     log_in_flight: bool = False
+    task: TaskKey | None = None
     log_unsheddable: bool = False
     """An attempt to drop some of it did not make it smaller."""
 

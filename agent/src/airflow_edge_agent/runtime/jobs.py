@@ -110,4 +110,4 @@ async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> 
                 ended = JobEnded(job.job_id, Outcome.NOT_STARTED, detail="the agent ended before the job's start")
             ended = JobEnded(job.job_id, ended.outcome, detail=ended.detail, log_bytes=store.log_size(job.job_id))
         size = store.log_size(job.job_id)
-        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended, log_bytes=size))
+        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended, size, job.task))
