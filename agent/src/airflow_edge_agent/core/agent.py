@@ -96,6 +96,7 @@ class AgentCore(OperatedAgent):
         self._stop_policy: StopPolicy = "wait"
         self._idle_since_stop: float | None = None
         self._left = False
+        self._now = 0.0
         self._name_refused_at: float | None = None
         self._last_status: Status | None = None
 
@@ -118,6 +119,11 @@ class AgentCore(OperatedAgent):
             job.phase in (Phase.ACCEPTING, Phase.STARTING, Phase.FINISHED) or job.log_in_flight
             for job in self.jobs.values()
         )
+
+    @property
+    def running_jobs(self) -> str:
+        """Names the jobs that hold slots, the first few of them."""
+        return self._describe_jobs()
 
     @property
     def undelivered(self) -> int:
@@ -150,6 +156,7 @@ class AgentCore(OperatedAgent):
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in what happened at ``now`` (monotonic seconds) and return what is to be done, in order."""
         self._out = []
+        self._now = now
         match event:
             case FrameArrived(frame):
                 self._frame(frame, now)
@@ -329,6 +336,7 @@ class AgentCore(OperatedAgent):
             return
         job.move(Phase.RUNNING)
         job.pid = event.pid
+        job.started_at = self._now
         self._say("info", "started", job, name="job_started")
         self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=event.pid)))
 
@@ -508,7 +516,7 @@ class AgentCore(OperatedAgent):
         for job in list(self.jobs.values()):
             if job.done:
                 del self.jobs[job.job_id]
-                self._out.append(ForgetJob(job.job_id))
+                self._out.append(ForgetJob(job.job_id, job.label, job.task))
             elif self.connected and not job.log_in_flight and job.log_acked < job.log_size:
                 job.log_in_flight = True
                 limit = min(MAX_LOG_CHUNK_BYTES, job.log_size - job.log_acked)

@@ -226,6 +226,8 @@ class ForgetJob:
     """Server and agent agree that the job is done: remove its files."""
 
     job_id: str
+    label: str = field(default="", compare=False)
+    task: TaskKey | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class AgentJob:
     """Nothing of the log beyond this was ever sent, also not by an earlier run of the daemon."""
     log_in_flight: bool = False
     task: TaskKey | None = None
+    started_at: float | None = None
+    """``None``: not by this run of the daemon."""
     log_unsheddable: bool = False
     """An attempt to drop some of it did not make it smaller."""
 

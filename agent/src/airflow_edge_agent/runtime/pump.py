@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from airflow_edge_agent.core.events import (
     ForgetJob,
     Instruction,
     JobEnded,
+    KeepMaintenance,
     LogGone,
     LogShed,
     RuntimeChecked,
@@ -25,7 +27,8 @@ from airflow_edge_agent.core.events import (
     SignalJob,
     StartJob,
 )
-from airflow_edge_agent.ports import JobStore, Runner, RunnerError, StoreError
+from airflow_edge_agent.core.maintenance import MaintenanceMemory
+from airflow_edge_agent.ports import JobStore, MaintenanceStore, Runner, RunnerError, StoreError
 from airflow_edge_agent.protocol.codec import pack_log
 from airflow_edge_agent.protocol.frames import Log, Offer
 from airflow_edge_agent.protocol.jobs import Outcome
@@ -41,7 +44,14 @@ class Pump:
     """
 
     def __init__(
-        self, core: AgentCore, *, store: JobStore, runner: Runner, boot_id: str, default_execution_url: str
+        self,
+        core: AgentCore,
+        *,
+        store: JobStore,
+        runner: Runner,
+        boot_id: str,
+        default_execution_url: str,
+        maintenance: MaintenanceStore | None = None,
     ) -> None:
         self.core = core
         self.exit_code: int | None = None
@@ -56,7 +66,11 @@ class Pump:
         self._store = store
         self._runner = runner
         self._boot_id = boot_id
-        self._default_execution_url = default_execution_url
+        self.default_execution_url = default_execution_url
+        self.maintenance_changed = asyncio.Event()
+        self.before_forget: Callable[[ForgetJob], None] | None = None
+        """Called when the files of a job are about to go."""
+        self._maintenance = maintenance
         self._work: set[asyncio.Task[None]] = set()
         self._signals: asyncio.Queue[SignalJob] = asyncio.Queue()
 
@@ -98,10 +112,13 @@ class Pump:
             case ShedLog():
                 self._shed(instruction)
             case ForgetJob(job_id):
+                if self.before_forget is not None:
+                    self.before_forget(instruction)
                 self._store.forget(job_id)
             case Say():
-                fields = {"job": instruction.job_id, "task": instruction.label} if instruction.job_id else {}
-                getattr(log, instruction.level)(instruction.message, **fields)
+                getattr(log, instruction.level)(instruction.message, **_fields(instruction))
+            case KeepMaintenance(memory):
+                self._keep(memory)
             case Exit(code, reason):
                 self.leave(code, reason)
 
@@ -117,7 +134,7 @@ class Pump:
             self.leave(70, "internal error")
 
     async def _start(self, offer: Offer) -> None:
-        server = self.core.execution_api_url or self._default_execution_url
+        server = self.core.execution_api_url or self.default_execution_url
         try:
             self._store.add(offer, self._boot_id)
             await self._runner.start(offer, server)
@@ -132,6 +149,15 @@ class Pump:
             self.feed(LogGone(piece.job_id))
         elif self.core.connected:
             self.outbox.put(Log(job_id=piece.job_id, offset=piece.offset, data=pack_log(data)))
+
+    def _keep(self, memory: MaintenanceMemory) -> None:
+        self.maintenance_changed.set()
+        if self._maintenance is None:
+            return
+        try:
+            self._maintenance.save(memory)
+        except StoreError as error:
+            log.error("maintenance will not survive a restart", reason=str(error))
 
     def _shed(self, piece: ShedLog) -> None:
         try:
@@ -151,3 +177,14 @@ class Pump:
         """Wait for pieces of work under way."""
         while self._work:
             await asyncio.gather(*self._work, return_exceptions=True)
+
+
+def _fields(said: Say) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if said.job_id is not None:
+        fields |= {"job": said.job_id, "task": said.label}
+    if said.task is not None:
+        fields |= said.task.told()
+    if said.name is not None:
+        fields["edge_event"] = said.name
+    return fields
