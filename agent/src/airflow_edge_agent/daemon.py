@@ -157,7 +157,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         return Hello(
             protocol_min=PROTOCOL_OLDEST,
             protocol_max=PROTOCOL_VERSION,
-            name=settings.name,
+            name=person.name,
             agent_id=identity.agent_id,
             boot_id=identity.boot_id,
             instance_id=identity.instance_id,

@@ -41,7 +41,11 @@ APPLIED = frozenset({"concurrency", "queues", "spool_max_mb", "drain", "log", "h
 ANNOUNCEMENT_SECONDS = 60.0
 """How long what a stop is for is remembered, until SIGTERM comes."""
 
-_ENROLMENT = ("server_url", "token_file", "allow_plain_http")
+_ENROLMENT = (
+    "server_url", "name", "token_file", "allow_plain_http", "execution_api_url", "ca_file", "client_cert", "client_key",
+    "tls_server_name", "carrier",
+)  # fmt: skip
+"""Settings that are read when a server is taken up for the first time."""
 
 _POLICIES: dict[StopKind, StopPolicy] = {"restart": "leave", "shutdown": "end"}
 
@@ -178,6 +182,7 @@ class Operations:
         again = self._enrolment.enrolled
         self._token = token
         self._person.server_url = self.settings.server_url
+        self._person.name = self.settings.name
         self._pump.default_execution_url = default_execution_url(self.settings)
         await self._enrolment.use(transport)
         if again:

@@ -84,11 +84,18 @@ def configure_logging(level: Level, style: Style, stream: TextIO, journal: SendE
 
 def _redact_all(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in entry.items():
-        if isinstance(value, str):
-            entry[key] = redact(value)
-        elif isinstance(value, list | tuple | dict | BaseException):
-            entry[key] = redact(str(value))
+        entry[key] = _redacted(value)
     return entry
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list | tuple):
+        return [_redacted(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _redacted(part) for key, part in value.items()}
+    return redact(str(value)) if isinstance(value, BaseException) else value
 
 
 def _for_people(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
