@@ -130,11 +130,11 @@ class ControlListener:
         connection = writer.get_extra_info("socket")
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, uid, gid = struct.unpack("3i", data)
-        try:
+        user, groups = f"uid {uid}", {gid}
+        with contextlib.suppress(KeyError, OSError):
             user = pwd.getpwuid(uid).pw_name
-            groups = set(os.getgrouplist(user, gid))
-        except (KeyError, OSError):
-            user, groups = f"uid {uid}", {gid}
+            # As the system's tables have it: membership counts without a new login.
+            groups.update(os.getgrouplist(user, gid))
         ours = uid in (0, os.geteuid())
         change = ours or _gid(self._operator_group) in groups
         read = change or _gid(self._read_group) in groups

@@ -82,9 +82,9 @@ class HealthLoop:
     def _act(self, verdict: str | None) -> None:
         record = self._pump.core.maintenance.record
         if verdict is not None and record is None:
-            self._pump.feed(MaintenanceDecided(True, BY, datetime.now(UTC), verdict, source="health"))  # noqa: FBT003
+            self._pump.feed(MaintenanceDecided(on=True, by=BY, at=datetime.now(UTC), comment=verdict, source="health"))
         elif verdict is None and record is not None and record.source == "health":
-            self._pump.feed(MaintenanceDecided(False, BY, datetime.now(UTC), source="health"))  # noqa: FBT003
+            self._pump.feed(MaintenanceDecided(on=False, by=BY, at=datetime.now(UTC), source="health"))
 
 
 @dataclass
@@ -148,7 +148,7 @@ async def deadline_loop(pump: Pump) -> None:
         if record is not None and record.until is not None:
             left = (record.until - datetime.now(UTC)).total_seconds()
             if left <= 0:
-                pump.feed(MaintenanceDecided(False, "edge-agent", datetime.now(UTC)))  # noqa: FBT003
+                pump.feed(MaintenanceDecided(on=False, by="edge-agent", at=datetime.now(UTC)))
                 continue
         try:
             await asyncio.wait_for(pump.maintenance_changed.wait(), None if left is None else min(left, longest))

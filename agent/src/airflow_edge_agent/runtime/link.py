@@ -119,7 +119,7 @@ class LinkLoop:
                 self._refusals += 1
                 self._lost(str(error))
                 if self._refusals >= REFUSALS_UNTIL_EXIT:
-                    self._pump.leave(EXIT_TOKEN, str(error))
+                    self._pump.leave(EXIT_TOKEN, str(error), name="token_refused")
                     await asyncio.Event().wait()
             except TransportError as error:
                 if isinstance(error, ServerLeft) and self._pump.core.connected:

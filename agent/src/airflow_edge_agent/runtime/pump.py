@@ -90,12 +90,12 @@ class Pump:
         """Whether nothing is on its way to or from the server, so that a reconnect disturbs nobody."""
         return self.outbox.empty and not self.core.speaking
 
-    def leave(self, code: int, reason: str) -> None:
-        """Make the agent exit."""
+    def leave(self, code: int, reason: str, *, name: str | None = None) -> None:
+        """Make the agent exit. ``name``: the kind of event, for the log."""
         if self.exit_code is None:
             self.exit_code = code
             if code:
-                log.error(reason)
+                log.error(reason, **({"edge_event": name} if name is not None else {}))
             self.exiting.set()
 
     def _do(self, instruction: Instruction) -> None:
