@@ -99,6 +99,7 @@ class BundleSettings(_Section):
     classpath: str | None = None
     """Bundle class, for anything that is not a local directory."""
     kwargs: dict[str, JsonValue] = {}
+    """What the bundle class is given."""
 
     @model_validator(mode="after")
     def _one_of(self) -> BundleSettings:
@@ -111,11 +112,12 @@ class LogSettings(_Section):
     """The agent's own log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is said."""
     format: Literal["auto", "console", "json", "journal"] = "auto"
     """``auto``: natively to the journal where systemd has connected us to it, coloured on a terminal, plain lines
     elsewhere."""
     tasks_to_journal: bool = False
-    """Whether the lines of task logs go to the journal, too."""
+    """Whether the lines of task logs go to the journal, too. Takes a restart."""
 
 
 class ControlSettings(_Section):
@@ -165,9 +167,11 @@ class CustomMetric(_Section):
     """A command whose JSON output goes to the server with the heartbeats."""
 
     command: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=100)]
-    """Program and arguments; no shell."""
+    """Program and arguments; no shell. It prints JSON, at most 8 KiB, and runs as the agent's user."""
     interval_seconds: float = Field(default=60, ge=5, le=86_400)
+    """How often it is run."""
     timeout_seconds: float = Field(default=5, ge=0.1, le=60)
+    """It is killed when it takes longer."""
 
 
 CustomName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,60}$")]
@@ -181,10 +185,11 @@ class Settings(BaseSettings):
     server_url: str
     """Airflow's base URL, e.g. ``https://airflow.example.com``."""
     name: Annotated[str, Field(pattern=NAME_PATTERN, default_factory=_default_name)]
-    """Name of this agent; its token is bound to it."""
+    """Name of this agent; its token is bound to it. Default: the host's name."""
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)] = ["default"]
+    """Queues whose jobs are taken."""
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
-    """Slots: how many single-slot jobs may run at once."""
+    """Slots; a job takes as many as its `pool_slots`. Default: number of cores."""
     token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")
     """File with the agent's token, readable by the agent alone."""
     state_dir: AbsolutePath = Field(default_factory=_default_state_dir)
