@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import platform
 import signal
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.commands import run_json
-from airflow_edge_agent.adapters.control_socket import ControlListener
+from airflow_edge_agent.adapters.control_socket import ControlListener, Handler
 from airflow_edge_agent.adapters.enrolment import Enrolment
 from airflow_edge_agent.adapters.files import (
     DirectoryLock,
@@ -47,10 +49,9 @@ from airflow_edge_agent.operations import (
     make_transport,
     shouting,
 )
-from airflow_edge_agent.ports import StoreError, TransportError
+from airflow_edge_agent.ports import Caller, StoreError, TransportError
 from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from airflow_edge_agent.protocol.frames import Hello, Versions
-from airflow_edge_agent.runtime.control import Control, Powers
 from airflow_edge_agent.runtime.guard import Expectation, LoopEnded, Progress, run_guarded
 from airflow_edge_agent.runtime.health import CustomLoop, HealthLoop, deadline_loop
 from airflow_edge_agent.runtime.jobs import recover, runner_loop, runtime_loop, thrift_loop, time_loop
@@ -205,20 +206,31 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         health=health,
         custom=custom,
     )
-    control = Control(
-        pump,
-        store,
-        reporter,
-        progress,
-        Powers(operations.reload, operations.announce_stop, operations.facts, os.environ.get(DEBUG_VARIABLE) == "1"),
-        operator_group=settings.control.operator_group,
-        read_group=settings.control.read_group,
-    )
+
+    @functools.cache
+    def control() -> Handler:
+        # Only now: most of the time nobody asks, and the models of the requests take memory.
+        from airflow_edge_agent.runtime.control import Control, Powers  # noqa: PLC0415
+
+        debug = os.environ.get(DEBUG_VARIABLE) == "1"
+        return Control(
+            pump,
+            store,
+            reporter,
+            progress,
+            Powers(operations.reload, operations.announce_stop, operations.facts, debug),
+            operator_group=settings.control.operator_group,
+            read_group=settings.control.read_group,
+        )
+
+    def answer(request: dict[str, Any], caller: Caller) -> AsyncIterator[dict[str, Any]]:
+        return control()(request, caller)
+
     listener = ControlListener(
         settings.control_socket,
         read_group=settings.control.read_group,
         operator_group=settings.control.operator_group,
-        handler=control,
+        handler=answer,
     )
     reloads: set[asyncio.Task[object]] = set()
 

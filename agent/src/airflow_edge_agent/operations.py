@@ -20,11 +20,10 @@ from airflow_edge_agent.adapters.journal import SOCKET, Journal, connected_to_jo
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.runtime_env import PROXIES
 from airflow_edge_agent.configuration import ConfigError, Loaded
-from airflow_edge_agent.core.events import LimitsChanged, StopAsked, StopPolicy
+from airflow_edge_agent.core.events import LimitsChanged, StopAsked, StopKind, StopPolicy
 from airflow_edge_agent.core.health import Range
 from airflow_edge_agent.core.limits import Limits
 from airflow_edge_agent.ports import Notifier, TransportError
-from airflow_edge_agent.runtime.control import StopKind
 from airflow_edge_agent.runtime.health import CustomLoop, CustomPlan, HealthLoop, HealthPlan
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.logging import SendEntry, configure_logging, redact

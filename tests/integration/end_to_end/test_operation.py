@@ -93,6 +93,7 @@ def test_a_restart_that_is_announced_leaves_a_running_task_alone(
     agent = start_agent()
     run = site.api.trigger_dag("steps", conf={"dir": str(tmp_path)})
     ctl(agent, "status", "--wait", "running", "--timeout", "60s")
+    wait_until(lambda: json.loads(ctl(agent, "jobs", "--json"))[0]["phase"] == "running", seconds=60, what="its start")
     (job,) = json.loads(ctl(agent, "jobs", "--json"))
     assert (job["phase"], job["dag_id"], job["task_id"]) == ("running", "steps", "stepwise")
     wait_until(lambda: "first line" in ctl(agent, "logs", job["job_id"][:8]), seconds=30, what="the first line")

@@ -15,6 +15,9 @@ from airflow_edge_agent.protocol.jobs import Outcome
 StopPolicy = Literal["wait", "leave", "end"]
 """What a stop does about running jobs."""
 
+StopKind = Literal["stop", "restart", "shutdown"]
+"""What a stop is for, as the service manager says it."""
+
 # --- Events -----------------------------------------------------------------------------------------------------------
 
 

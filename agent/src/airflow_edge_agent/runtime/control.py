@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from airflow_edge_agent.core.events import DrainAsked, LimitsChanged, MaintenanceDecided, ResumeAsked
+from airflow_edge_agent.core.events import DrainAsked, LimitsChanged, MaintenanceDecided, ResumeAsked, StopKind
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.ports import Caller, ControlRefused, JobStore
 from airflow_edge_agent.protocol.frames import MAX_LOG_CHUNK_BYTES, Queue
@@ -23,8 +23,6 @@ FOLLOW_SECONDS = 0.5
 LONGEST_MAINTENANCE_SECONDS = 366 * 86_400
 SHORTEST_JOB_PREFIX = 4
 PIECE_BYTES = MAX_LOG_CHUNK_BYTES // 8
-
-StopKind = Literal["stop", "restart", "shutdown"]
 
 
 class _Request(BaseModel):
