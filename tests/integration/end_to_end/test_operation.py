@@ -96,7 +96,12 @@ def test_a_restart_that_is_announced_leaves_a_running_task_alone(
     wait_until(lambda: json.loads(ctl(agent, "jobs", "--json"))[0]["phase"] == "running", seconds=60, what="its start")
     (job,) = json.loads(ctl(agent, "jobs", "--json"))
     assert (job["phase"], job["dag_id"], job["task_id"]) == ("running", "steps", "stepwise")
-    wait_until(lambda: "first line" in ctl(agent, "logs", job["job_id"][:8]), seconds=30, what="the first line")
+    wait_until(
+        lambda: "first line" in ctl(agent, "logs", job["job_id"][:8]),
+        seconds=90,
+        what="the first line",
+        seen=lambda: ctl(agent, "logs", job["job_id"]) + ctl(agent, "jobs"),
+    )
     ctl(agent, "drain")
     assert "still runs   steps" in ctl(agent, "status")
     ctl(agent, "resume")

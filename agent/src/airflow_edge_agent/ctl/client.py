@@ -102,7 +102,10 @@ class Client:
                 connection.settimeout(None if patient else ANSWER_SECONDS)
                 with connection.makefile("rb") as lines:
                     while line := lines.readline(MAX_ANSWER_BYTES):
-                        yield _checked(json.loads(line))
+                        answer = _checked(json.loads(line))
+                        yield answer
+                        if answer.get("end"):
+                            return  # the daemon would take another request
             except FileNotFoundError:
                 raise DaemonDown(f"{self.path}: no such socket; the edge agent does not run") from None
             except ConnectionRefusedError:
