@@ -14,7 +14,7 @@ from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import FrameArrived, JobEnded, JobStarted, LinkOpened, StopKind
 from airflow_edge_agent.core.limits import Limits
 from airflow_edge_agent.ctl.client import Client, Refused
-from airflow_edge_agent.protocol.frames import AcceptAck
+from airflow_edge_agent.protocol.frames import AcceptAck, LogAck, ResultAck
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.control import Control, Powers
 from airflow_edge_agent.runtime.guard import Progress
@@ -23,6 +23,7 @@ from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.reports import Person, Reporter
 from fakes import FixedProbe, MemoryJobStore, MemoryRunner, MemoryTransport, ScriptedServer
 from fakes.frames import make_hello, make_offer, make_welcome
+from fakes.waiting import eventually
 
 
 class Daemon:
@@ -91,6 +92,23 @@ async def test_a_log_is_followed_until_the_job_ends(daemon: Daemon) -> None:
     _, *pieces, end = await follow
     assert "".join(piece["data"] for piece in pieces) == "one\ntwo\n"
     assert end["outcome"] == "finished"
+
+
+async def test_what_came_last_is_shown_even_if_the_files_have_gone_meanwhile(daemon: Daemon) -> None:
+    job = await daemon.run_job()
+    daemon.store.runner_logged(job, b"one\n")
+    follow = asyncio.create_task(daemon.all("logs", job=job, follow=True, patient=True))
+    await eventually(lambda: daemon.pump.before_forget)
+    daemon.store.runner_logged(job, b"two\n")
+    daemon.pump.feed(JobEnded(job, Outcome.FINISHED, log_bytes=8))
+    await daemon.pump.settle()
+    daemon.pump.feed(FrameArrived(ResultAck(job_id=job, fence=1)))
+    daemon.pump.feed(FrameArrived(LogAck(job_id=job, next_offset=8)))
+    assert daemon.core.jobs == {}
+    _, *pieces, end = await follow
+    assert "".join(piece["data"] for piece in pieces) == "one\ntwo\n"
+    assert (end["bytes"], end["outcome"]) == (8, "finished")
+    assert daemon.pump.before_forget == []
 
 
 async def test_which_job_is_meant(daemon: Daemon) -> None:

@@ -11,7 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from airflow_edge_agent.core.events import DrainAsked, LimitsChanged, MaintenanceDecided, ResumeAsked, StopKind
+from airflow_edge_agent.core.events import (
+    DrainAsked,
+    ForgetJob,
+    LimitsChanged,
+    MaintenanceDecided,
+    ResumeAsked,
+    StopKind,
+)
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.ports import Caller, ControlRefused, JobStore
 from airflow_edge_agent.protocol.frames import MAX_LOG_CHUNK_BYTES, Queue
@@ -23,6 +30,8 @@ FOLLOW_SECONDS = 0.5
 LONGEST_MAINTENANCE_SECONDS = 366 * 86_400
 SHORTEST_JOB_PREFIX = 4
 PIECE_BYTES = MAX_LOG_CHUNK_BYTES // 8
+MOST_SAVED_PIECES = 128
+"""How much is kept in memory of a log whose file goes away before its reader has seen it: 4 MiB."""
 
 
 class _Request(BaseModel):
@@ -215,17 +224,21 @@ class Control:
         job = self._find(request.job)
         yield {"ok": True, "job_id": job.job_id, "task": job.label, "phase": str(job.phase)}
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        offset = 0
-        while True:
-            over = job.phase is Phase.FINISHED or job.job_id not in self._pump.core.jobs
-            while data := await asyncio.to_thread(self._store.read_log, job.job_id, offset, PIECE_BYTES):
-                offset += len(data)
-                yield {"ok": True, "data": decoder.decode(data)}
-            if over or not request.follow:
-                break
-            await asyncio.sleep(FOLLOW_SECONDS)
+        tail = _Tail(self._store, job.job_id)
+        self._pump.before_forget.append(tail.forgotten)
+        try:
+            while True:
+                over = job.phase is Phase.FINISHED or job.job_id not in self._pump.core.jobs
+                while data := tail.read():
+                    yield {"ok": True, "data": decoder.decode(data)}
+                    await asyncio.sleep(0)
+                if over or not request.follow:
+                    break
+                await asyncio.sleep(FOLLOW_SECONDS)
+        finally:
+            self._pump.before_forget.remove(tail.forgotten)
         outcome = str(job.ended.outcome) if job.ended is not None else None
-        yield {"ok": True, "end": True, "bytes": offset, "outcome": outcome}
+        yield {"ok": True, "end": True, "bytes": tail.offset, "outcome": outcome}
 
     def _find(self, words: str) -> AgentJob:
         jobs = self._pump.core.jobs.values()
@@ -238,6 +251,33 @@ class Control:
         if len(found) > 1:
             raise ControlRefused("refused", f"{words!r} fits {len(found)} jobs; give more of the id")
         return found[0]
+
+
+class _Tail:
+    """Reads a log piece by piece, also what was added just before its file went away."""
+
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self.offset = 0
+        self._store = store
+        self._job_id = job_id
+        self._saved: list[bytes] = []
+
+    def read(self) -> bytes:
+        """Return the next piece; empty: there is none now."""
+        if self._saved:
+            return self._saved.pop(0)
+        data = self._store.read_log(self._job_id, self.offset, PIECE_BYTES)
+        self.offset += len(data)
+        return data
+
+    def forgotten(self, job: ForgetJob) -> None:
+        """Save what is still to be read."""
+        while job.job_id == self._job_id and len(self._saved) < MOST_SAVED_PIECES:
+            data = self._store.read_log(self._job_id, self.offset, PIECE_BYTES)
+            if not data:
+                break
+            self.offset += len(data)
+            self._saved.append(data)
 
 
 def _who(request: _Request, caller: Caller) -> str:

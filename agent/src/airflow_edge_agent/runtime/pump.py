@@ -68,7 +68,7 @@ class Pump:
         self._boot_id = boot_id
         self.default_execution_url = default_execution_url
         self.maintenance_changed = asyncio.Event()
-        self.before_forget: Callable[[ForgetJob], None] | None = None
+        self.before_forget: list[Callable[[ForgetJob], None]] = []
         """Called when the files of a job are about to go."""
         self._maintenance = maintenance
         self._work: set[asyncio.Task[None]] = set()
@@ -112,8 +112,8 @@ class Pump:
             case ShedLog():
                 self._shed(instruction)
             case ForgetJob(job_id):
-                if self.before_forget is not None:
-                    self.before_forget(instruction)
+                for tell in self.before_forget:
+                    tell(instruction)
                 self._store.forget(job_id)
             case Say():
                 getattr(log, instruction.level)(instruction.message, **_fields(instruction))

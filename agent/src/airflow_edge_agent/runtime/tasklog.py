@@ -30,7 +30,7 @@ class TaskLogs:
 
     async def run(self) -> None:
         """Copy until cancelled."""
-        self._pump.before_forget = self._forgotten
+        self._pump.before_forget.append(self._forgotten)
         for job in self._pump.core.jobs.values():
             self._offsets[job.job_id] = job.log_size
         while True:
