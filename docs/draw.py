@@ -27,8 +27,15 @@ agent that it cannot hear.
 """
 
 AGENT_NOTES = """
-Maintenance can be asked for at the server (`airflow edge-agents maintenance on NAME`). It survives every way of going
-away: such an agent is *offline maintenance* and comes back in maintenance.
+Maintenance can be asked for at either end: `airflow edge-agents maintenance on NAME` or `edgectl maintenance on`. Both
+show the same: since when, who asked and why. It survives every way of going away: the agent keeps it on its disk, the
+server shows such an agent as *offline maintenance*, and it comes back in maintenance. Either end may end it, whoever
+asked. Of two decisions that cross, the later one counts, by the clocks of those who made them; the server says which,
+and until it has said so the agent goes by its own. `edgectl maintenance on --for 2h` ends by itself, by wall time, also
+when the agent was off at that moment: then it ends with the next start.
+
+A drain (`edgectl drain`) is no state of its own: the agent stays *idle* or *running* and reports a problem, so it is
+offered nothing. It ends with `edgectl resume` or the next start.
 
 ## A job
 

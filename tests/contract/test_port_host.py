@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,8 +58,7 @@ def test_a_directory_that_is_gone_is_left_out(tmp_path: Path) -> None:
 
 
 def hang_up(notifier: SystemdNotifier) -> None:
-    assert notifier._notifier is not None
-    notifier._notifier.socket.close()
+    notifier.close()
 
 
 Messages = Callable[[], list[str]]
@@ -96,13 +96,55 @@ def test_what_the_service_manager_is_told(notifier: tuple[Notifier, Messages]) -
     speaker.status("2 jobs")
     speaker.status("2 jobs")
     speaker.status("1 job")
+    speaker.extend(30)
+    speaker.alive()
     speaker.stopping("waits for 1 job")
     assert messages() == [
         "READY=1\nSTATUS=connected",
         "STATUS=2 jobs",
         "STATUS=1 job",
+        "EXTEND_TIMEOUT_USEC=30000000",
+        "WATCHDOG=1",
         "STOPPING=1\nSTATUS=waits for 1 job",
     ]
+
+
+def test_a_reload_is_told_with_its_moment(notifier: tuple[Notifier, Messages]) -> None:
+    speaker, messages = notifier
+    speaker.reloading()
+    speaker.ready("connected")
+    first, second = messages()
+    assert first.startswith("RELOADING=1")
+    assert second == "READY=1\nSTATUS=connected"
+    if "MONOTONIC_USEC=" in first:
+        told = int(first.rpartition("=")[2])
+        assert abs(told - time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000) < 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "seconds"),
+    [("30000000", None, 30.0), ("30000000", "1", None), ("0", None, None), ("soon", None, None), (None, None, None)],
+)
+def test_the_watchdog_that_is_meant_for_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usec: str | None, pid: str | None, seconds: float | None
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    speaker = SystemdNotifier()
+    assert speaker.watchdog_seconds == seconds
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & os.environ.keys()
+    speaker.close()
+
+
+def test_the_status_is_one_line_of_text(notifier: tuple[Notifier, Messages]) -> None:
+    speaker, messages = notifier
+    if isinstance(speaker, SystemdNotifier):
+        speaker.status("running 1/2 \N{MIDDLE DOT} fault:\nREADY=1")
+        assert messages() == ["STATUS=running 1/2 \N{MIDDLE DOT} fault: READY=1"]
 
 
 def test_no_child_can_speak_in_our_name(notifier: tuple[Notifier, Messages]) -> None:

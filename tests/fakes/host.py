@@ -20,6 +20,8 @@ class FixedProbe:
 class MemoryNotifier:
     """Remembers the messages as systemd would get them."""
 
+    watchdog_seconds: float | None = None
+
     def __init__(self) -> None:
         self.messages: list[str] = []
         self._last = ""
@@ -34,3 +36,12 @@ class MemoryNotifier:
 
     def stopping(self, status: str) -> None:
         self.messages.append(f"STOPPING=1\nSTATUS={status}")
+
+    def reloading(self) -> None:
+        self.messages.append("RELOADING=1")
+
+    def extend(self, seconds: float) -> None:
+        self.messages.append(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
+    def alive(self) -> None:
+        self.messages.append("WATCHDOG=1")

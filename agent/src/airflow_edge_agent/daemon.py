@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
+import os
 import platform
 import signal
 import socket
 import uuid
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from airflow_edge_agent import __version__
-from airflow_edge_agent.adapters.carriers import CarrierTransport
+from airflow_edge_agent.adapters.commands import run_json
+from airflow_edge_agent.adapters.control_socket import ControlListener, Handler
+from airflow_edge_agent.adapters.enrolment import Enrolment
 from airflow_edge_agent.adapters.files import (
     DirectoryLock,
     TokenError,
@@ -22,27 +28,41 @@ from airflow_edge_agent.adapters.files import (
     boot_identity,
     check_socket_path,
     make_private_dir,
-    read_token,
 )
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
+from airflow_edge_agent.adapters.maintenance_file import MaintenanceFile
 from airflow_edge_agent.adapters.memory import give_back_memory
 from airflow_edge_agent.adapters.metrics import PsutilProbe
-from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.notify import SystemdNotifier
 from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import task_environment
 from airflow_edge_agent.adapters.runtime_watch import RuntimeWatch
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.configuration import DEBUG_VARIABLE, Loaded
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.backoff import Backoff
-from airflow_edge_agent.core.events import StopAsked
-from airflow_edge_agent.ports import StoreError, TransportError
+from airflow_edge_agent.core.events import MaintenanceRemembered
+from airflow_edge_agent.operations import (
+    Operations,
+    custom_plans,
+    default_execution_url,
+    health_plan,
+    limits_of,
+    make_transport,
+    shouting,
+)
+from airflow_edge_agent.ports import Caller, StoreError, TransportError
 from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from airflow_edge_agent.protocol.frames import Hello, Versions
-from airflow_edge_agent.runtime.guard import LoopEnded, run_guarded
+from airflow_edge_agent.runtime.guard import Expectation, LoopEnded, Progress, run_guarded
+from airflow_edge_agent.runtime.health import CustomLoop, HealthLoop, deadline_loop
 from airflow_edge_agent.runtime.jobs import recover, runner_loop, runtime_loop, thrift_loop, time_loop
 from airflow_edge_agent.runtime.link import LinkLoop
+from airflow_edge_agent.runtime.logging import SendEntry
 from airflow_edge_agent.runtime.pump import Pump
-from airflow_edge_agent.settings import Settings
+from airflow_edge_agent.runtime.reports import NOT_ENROLLED, Person, Reporter
+from airflow_edge_agent.runtime.service import status_loop
+from airflow_edge_agent.runtime.tasklog import TaskLogs
+from airflow_edge_agent.runtime.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -52,6 +72,9 @@ EXIT_TOKEN = 77
 EXIT_CONFIG = 78
 
 _GOODBYE_SECONDS = 3.0
+
+_LONGEST_STEP_SECONDS = 30.0
+_LONGEST_CONNECT_SECONDS = 300.0
 
 
 @dataclass
@@ -63,11 +86,14 @@ class Identity:
     instance_id: str
 
 
-def run(settings: Settings) -> int:
+def run(loaded: Loaded, read_again: Callable[[], Loaded], journal: SendEntry | None = None) -> int:
     """Run the daemon until it is told to stop.
 
+    :param read_again: reads the configuration again, for a reload.
+    :param journal: gives an entry to the journal, if the log goes there.
     :return: the exit code; what went wrong has been logged in one line.
     """
+    settings = loaded.settings
     try:
         for directory in (settings.state_dir, settings.run_dir, settings.jobs_dir):
             make_private_dir(directory)
@@ -77,24 +103,36 @@ def run(settings: Settings) -> int:
     except StoreError as error:
         log.error(str(error))
         return EXIT_DIRECTORY
+    notifier = SystemdNotifier()
     try:
-        token = read_token(settings.token_file)
-        network = Network(settings.ca_file, settings.client_cert, settings.client_key, settings.tls_server_name)
-        transport = CarrierTransport(settings.server_url, token, network, settings.carrier)
+        if loaded.enrolled:
+            make_transport(settings)
     except TokenError as error:
-        log.error(str(error))
-        return EXIT_TOKEN
+        if not notifier.present:
+            log.error(str(error), edge_event="not_enrolled")
+            return EXIT_TOKEN
     except TransportError as error:
         log.error(str(error))
         return EXIT_CONFIG
     try:
-        return asyncio.run(_run(settings, identity, transport))
+        return asyncio.run(_run(loaded, read_again, identity, notifier, journal))
+    except StoreError as error:
+        log.error(str(error))
+        return EXIT_DIRECTORY
     finally:
         del lock
 
 
-async def _run(settings: Settings, identity: Identity, transport: CarrierTransport) -> int:
+async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in which they depend on each other
+    loaded: Loaded,
+    read_again: Callable[[], Loaded],
+    identity: Identity,
+    notifier: SystemdNotifier,
+    journal: SendEntry | None,
+) -> int:
+    settings = loaded.settings
     store = DirectoryJobStore(settings.jobs_dir)
+    maintenance = MaintenanceFile(settings.state_dir)
     runner = SubprocessRunner(
         python=settings.runner.python,
         run_dir=settings.run_dir,
@@ -102,21 +140,14 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         idle_seconds=settings.runner.idle_seconds,
         environment=task_environment(settings),
     )
-    core = AgentCore(
-        Limits(
-            concurrency=settings.concurrency,
-            kill_grace_seconds=settings.drain.kill_grace_seconds,
-            drain_deadline_seconds=settings.drain.deadline_seconds,
-            spool_bytes=settings.spool_max_mb * 1024 * 1024,
-            jobs=settings.limits.rules(),
-        )
-    )
+    core = AgentCore(limits_of(settings))
     pump = Pump(
         core,
         store=store,
         runner=runner,
         boot_id=identity.boot_id,
-        default_execution_url=settings.execution_api_url or f"{settings.server_url}/execution/",
+        default_execution_url=default_execution_url(settings),
+        maintenance=maintenance,
     )
     versions = Versions(
         agent=__version__, python=platform.python_version(), runtime_python=str(settings.runner.python)[:200]
@@ -128,21 +159,23 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         return Hello(
             protocol_min=PROTOCOL_OLDEST,
             protocol_max=PROTOCOL_VERSION,
-            name=settings.name,
+            name=person.name,
             agent_id=identity.agent_id,
             boot_id=identity.boot_id,
             instance_id=identity.instance_id,
             attempt=next(attempts),
             hostname=socket.gethostname()[:200],
             versions=link.versions or versions,
-            queues=settings.queues,
-            concurrency=settings.concurrency,
+            queues=list(core.limits.queues),
+            concurrency=core.limits.concurrency,
             state=core.state,
             jobs=core.held_jobs(),
         )
 
+    enrolment = Enrolment()
+    probe = PsutilProbe(settings.state_dir)
     link = LinkLoop(
-        pump, transport, PsutilProbe(settings.state_dir), hello=hello, backoff=Backoff(), climb=transport.climb
+        pump, enrolment, probe, hello=hello, backoff=Backoff(), climb=enrolment.climb, enrolled=enrolment.wait
     )
     link.versions = versions
 
@@ -168,43 +201,137 @@ async def _run(settings: Settings, identity: Identity, transport: CarrierTranspo
         return problem or store.check()
 
     pump.on_runner_problem = on_runner_problem
-
-    notifier = SystemdNotifier()
     loop = asyncio.get_running_loop()
+    progress = Progress()
+    person = Person(settings.name, __version__, os.getpid(), identity.agent_id, identity.instance_id, loop.time())
+    reporter = Reporter(core, link, person)
+    health = HealthLoop(pump, probe, health_plan(settings))
+    custom = CustomLoop(run_json, link.custom, custom_plans(settings))
+    operations = Operations(
+        loaded,
+        read_again,
+        pump=pump,
+        link=link,
+        enrolment=enrolment,
+        notifier=notifier,
+        person=person,
+        reporter=reporter,
+        health=health,
+        custom=custom,
+    )
 
-    def stop(name: str) -> None:
-        pump.feed(StopAsked(name))
-        notifier.stopping(f"stopping, {core.slots_used} slots in use")
+    @functools.cache
+    def control() -> Handler:
+        # Only now: most of the time nobody asks, and the models of the requests take memory.
+        from airflow_edge_agent.runtime.control import Control, Powers  # noqa: PLC0415
+
+        debug = os.environ.get(DEBUG_VARIABLE) == "1"
+        return Control(
+            pump,
+            store,
+            reporter,
+            progress,
+            Powers(operations.reload, operations.announce_stop, operations.facts, debug),
+            operator_group=settings.control.operator_group,
+            read_group=settings.control.read_group,
+        )
+
+    def answer(request: dict[str, Any], caller: Caller) -> AsyncIterator[dict[str, Any]]:
+        return control()(request, caller)
+
+    listener = ControlListener(
+        settings.control_socket,
+        read_group=settings.control.read_group,
+        operator_group=settings.control.operator_group,
+        handler=answer,
+    )
+    reloads: set[asyncio.Task[object]] = set()
+
+    def reload() -> None:
+        task: asyncio.Task[object] = asyncio.create_task(operations.reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number.name)
+        loop.add_signal_handler(number, operations.stop, number.name)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     log.info(
-        "edge agent starts", version=__version__, name=settings.name, server=settings.server_url, queues=settings.queues
+        "edge agent starts",
+        version=__version__,
+        name=settings.name,
+        server=settings.server_url if loaded.enrolled else "none yet",
+        queues=settings.queues,
+        edge_event="agent_started",
     )
+    loops = {
+        "link": link.run(),
+        "runner": runner_loop(pump, runner, store, on_ready),
+        "signals": pump.signal_loop(),
+        "time": time_loop(pump, store),
+        "thrift": thrift_loop(pump, give_back_memory),
+        "runtime": runtime_loop(pump, check, runtime_failed),
+        "flush": _flush(pump),
+        "maintenance": deadline_loop(pump),
+        "health": health.run(),
+        "custom metrics": custom.run(),
+        "status": status_loop(pump, notifier, reporter),
+    }
+    if settings.log.tasks_to_journal and journal is not None:
+        loops["task logs"] = TaskLogs(pump, store, journal).run()
+    if notifier.watchdog_seconds is not None:
+        loops["watchdog"] = Watchdog(progress, notifier, notifier.watchdog_seconds, shouting(journal)).run()
     try:
+        await listener.open()
+        _remember(pump, maintenance)
         await recover(pump, runner, store, identity.boot_id)
-        notifier.ready("running")
-        await run_guarded(
-            {
-                "link": link.run(),
-                "runner": runner_loop(pump, runner, store, on_ready),
-                "signals": pump.signal_loop(),
-                "time": time_loop(pump, store),
-                "thrift": thrift_loop(pump, give_back_memory),
-                "runtime": runtime_loop(pump, check, runtime_failed),
-                "flush": _flush(pump),
-            },
-            until=pump.left,
-        )
+        fault = await operations.enroll()
+        if fault is not None:
+            log.warning(NOT_ENROLLED, reason=fault, edge_event="not_enrolled")
+        notifier.ready(reporter.line())
+        await run_guarded(loops, until=pump.left, progress=progress, expected=_expectations(pump, link, enrolment))
     except LoopEnded as error:
         log.error(str(error), cause=repr(error.__cause__))
         return EXIT_INTERNAL
     finally:
+        for unused in loops.values():
+            unused.close()
+        await listener.close()
         await pump.settle()
         await runner.close()
-        await transport.close()
-    log.info("edge agent ends")
+        await enrolment.close()
+    log.info("edge agent ends", edge_event="agent_ended")
     return pump.exit_code or 0
+
+
+def _remember(pump: Pump, maintenance: MaintenanceFile) -> None:
+    try:
+        memory = maintenance.load()
+    except StoreError as error:
+        log.error(str(error))
+        return
+    pump.feed(MaintenanceRemembered(memory))
+
+
+def _expectations(pump: Pump, link: LinkLoop, enrolment: Enrolment) -> dict[str, Expectation]:
+    """Say of each loop how long it may go without a step. What is left out waits for others, as long as it takes."""
+    loop = asyncio.get_running_loop()
+
+    def of_link() -> float | None:
+        if not pump.core.connected:
+            return _LONGEST_CONNECT_SECONDS if enrolment.enrolled and not pump.exiting.is_set() else None
+        beat, interval = link.last_heartbeat_at, pump.core.intervals.heartbeat_seconds
+        late = beat is not None and loop.time() - beat > max(60.0, 4 * interval)
+        return 0.0 if late else None
+
+    def of_time() -> float | None:
+        return _LONGEST_STEP_SECONDS + pump.core.intervals.log_seconds if pump.busy.is_set() else None
+
+    return {
+        "link": of_link,
+        "time": of_time,
+        "status": lambda: 2 * _LONGEST_STEP_SECONDS,
+        "runtime": lambda: 4 * _LONGEST_STEP_SECONDS,
+    }
 
 
 async def _flush(pump: Pump) -> None:

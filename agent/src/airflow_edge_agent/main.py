@@ -22,12 +22,13 @@ exit codes:
   73  state or runtime directory cannot be used, or another agent runs in it
   75  another agent has this name
   76  protocol versions of agent and server do not fit
-  77  the server refuses the token, or there is none
+  77  the server refuses the token, or there is none and no service manager
   78  the configuration is not usable
 
 signals:
-  SIGTERM, SIGINT   drain: take no new jobs, wait for the running ones, leave;
-                    a second one ends the running jobs
+  SIGTERM, SIGINT   stop: take no new jobs, do about the running ones what
+                    [drain] on_stop says, leave; a second one ends them
+  SIGHUP            read configuration and token again
 """
 
 
@@ -67,7 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--queues", metavar="Q1,Q2", type=lambda text: text.split(","), help="queues to serve")
     run.add_argument("--concurrency", type=int, metavar="N", help="slots for jobs (default: number of cores)")
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="how much to log")
-    run.add_argument("--log-format", choices=("auto", "console", "json"), help="how to log")
+    run.add_argument("--log-format", choices=("auto", "console", "json", "journal"), help="how to log")
+    stopping = commands.add_parser(
+        "stopping",
+        help="tell the running agent what its stop is for (ExecStop= of its unit)",
+        description="Ask systemd whether the unit is being stopped, restarted or shut down with the host, and tell the "
+        "agent, so that a restart leaves running tasks alone. Does nothing if it cannot find out.",
+    )
+    stopping.add_argument("--unit", default="edge-agent.service", help="the agent's unit (default: %(default)s)")
+    stopping.add_argument("--socket", type=Path, metavar="PATH", help="the agent's control socket")
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -78,10 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "version":
         print(f"edge-agent {__version__}")  # noqa: T201 -- the command's output
         return 0
+    if arguments.command == "stopping":
+        from airflow_edge_agent.ctl.stopping import announce  # noqa: PLC0415 -- see below
+
+        return announce(arguments.unit, arguments.socket)
     # Only now: --help and --version answer without loading everything.
+    from airflow_edge_agent.configuration import ConfigError, Loaded, load  # noqa: PLC0415
     from airflow_edge_agent.daemon import run  # noqa: PLC0415
-    from airflow_edge_agent.runtime.logging import configure_logging  # noqa: PLC0415
-    from airflow_edge_agent.settings import ConfigError, load_settings  # noqa: PLC0415
+    from airflow_edge_agent.operations import set_up_logging  # noqa: PLC0415
 
     given = {
         key: value
@@ -89,13 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (value := getattr(arguments, key)) is not None
     }
     log = {key: value for key in ("level", "format") if (value := getattr(arguments, f"log_{key}")) is not None}
+    # Under a service manager the agent waits for `edgectl enroll`; anybody else would wait for nothing.
+    unenrolled = bool(os.environ.get("NOTIFY_SOCKET"))
+
+    def read() -> Loaded:
+        return load(arguments.config, given | ({"log": log} if log else {}), unenrolled=unenrolled)
+
     try:
-        settings = load_settings(arguments.config, given | ({"log": log} if log else {}))
+        loaded = read()
     except ConfigError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)  # noqa: T201 -- logging is not configured yet
+        for line in str(error).splitlines():
+            print(f"edge-agent: {line}", file=sys.stderr)  # noqa: T201 -- logging is not configured yet
         return EXIT_CONFIG
-    configure_logging(settings.log.level, settings.log.format, sys.stderr)
-    return run(settings)
+    journal = set_up_logging(loaded.settings.log)
+    return run(loaded, read, journal)
 
 
 if __name__ == "__main__":

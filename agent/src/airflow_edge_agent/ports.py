@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.core.maintenance import MaintenanceMemory
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import AgentFrame, Hello, Metrics, Offer, ServerFrame
 from airflow_edge_agent.protocol.limits import JobLimits
 
@@ -159,6 +161,7 @@ class StoredJob:
     handed_over: bool
     """Whether the runner has begun with it."""
     ended: JobEnded | None
+    task: TaskKey | None = None
 
 
 class StoreError(Exception):
@@ -213,6 +216,13 @@ class JobStore(Protocol):
         """Remove a job's files. Never raises."""
 
 
+class HealthProbe(Protocol):
+    """Measures what automatic maintenance goes by."""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of now, by the names of the thresholds; what is not available is left out."""
+
+
 class MetricsProbe(Protocol):
     """Measures the host."""
 
@@ -223,11 +233,59 @@ class MetricsProbe(Protocol):
 class Notifier(Protocol):
     """Tells the service manager how we are."""
 
+    watchdog_seconds: float | None
+    """Within this time the service manager wants a sign of life; ``None``: it wants none."""
+
     def ready(self, status: str) -> None:
-        """Say that start-up is complete."""
+        """Say that start-up, or a reload, is complete."""
 
     def status(self, status: str) -> None:
         """Say in one line what goes on."""
 
+    def reloading(self) -> None:
+        """Say that the configuration is being read again; :meth:`ready` ends it."""
+
     def stopping(self, status: str) -> None:
         """Say that the way out has begun."""
+
+    def extend(self, seconds: float) -> None:
+        """Ask for this much time, from now on, for the step under way."""
+
+    def alive(self) -> None:
+        """Give the sign of life that the watchdog waits for."""
+
+
+class MaintenanceStore(Protocol):
+    """Keeps maintenance over restarts."""
+
+    def load(self) -> MaintenanceMemory:
+        """Read what was kept; nothing if there is nothing.
+
+        :raises StoreError: it cannot be read or understood.
+        """
+
+    def save(self, memory: MaintenanceMemory) -> None:
+        """Keep it.
+
+        :raises StoreError: e.g. the disk is full; what was kept before stays.
+        """
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks something on the control socket, as the kernel says."""
+
+    uid: int
+    user: str
+    may_read: bool
+    may_change: bool
+    trusted: bool
+    """Root or the agent's own user."""
+
+
+class ControlRefused(Exception):
+    """A request on the control socket is not granted. The message is one line for the operator."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,13 +1,11 @@
-"""The agent's configuration: a TOML file, ``EDGE_AGENT_*`` variables and flags, in rising precedence."""
+"""What can be set. Where the values come from is :mod:`airflow_edge_agent.configuration`'s to know."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
 import socket
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,31 +16,17 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from airflow_edge_agent.core.carrier import CarrierPolicy
 from airflow_edge_agent.core.limits import LimitRules
 from airflow_edge_agent.protocol.frames import NAME_PATTERN, Queue
 from airflow_edge_agent.protocol.limits import LimitSettings
 
-DEFAULT_CONFIG = Path("/etc/airflow-edge-agent/agent.toml")
 ENV_PREFIX = "EDGE_AGENT_"
-CONFIG_VARIABLE = "EDGE_AGENT_CONFIG"
-"""Names the configuration file, where no flag does."""
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. The message says what, where and how to mend it."""
 
 
 def _default_name() -> str:
@@ -51,6 +35,9 @@ def _default_name() -> str:
 
 
 def _default_dir(xdg_variable: str, xdg_default: str, system: str) -> Path:
+    # systemd names the directories it has made; with several, the first is meant.
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":", 1)[0])
     if os.geteuid() == 0:
         return Path(system)
     base = os.environ.get(xdg_variable) or str(Path.home() / xdg_default)
@@ -59,6 +46,11 @@ def _default_dir(xdg_variable: str, xdg_default: str, system: str) -> Path:
 
 def _default_state_dir() -> Path:
     return _default_dir("XDG_STATE_HOME", ".local/state", "/var/lib/airflow-edge-agent")
+
+
+def _default_runtime_dir() -> Path | None:
+    given = os.environ.get("RUNTIME_DIRECTORY")
+    return Path(given.split(":", 1)[0]) if given else None
 
 
 def _absolute(path: Path) -> Path:
@@ -79,6 +71,9 @@ class _Section(BaseModel):
 class DrainSettings(_Section):
     """How the agent stops."""
 
+    on_stop: Literal["wait", "leave", "end"] = "wait"
+    """What SIGTERM and ``systemctl stop`` do about running jobs: wait for them, leave them to the runner and the next
+    start of the agent, or end them. ``systemctl restart`` always leaves them, a shutdown of the host ends them."""
     deadline_seconds: float = Field(default=0, ge=0)
     """Longest wait for running jobs, then they are ended; 0: as long as they take."""
     kill_grace_seconds: float = Field(default=10, ge=0.1)
@@ -123,6 +118,7 @@ class BundleSettings(_Section):
     classpath: str | None = None
     """Bundle class, for anything that is not a local directory."""
     kwargs: dict[str, JsonValue] = {}
+    """What the bundle class is given."""
 
     @model_validator(mode="after")
     def _one_of(self) -> BundleSettings:
@@ -135,8 +131,69 @@ class LogSettings(_Section):
     """The agent's own log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "console", "json"] = "auto"
-    """``auto``: coloured on a terminal, plain lines elsewhere."""
+    """How much is said."""
+    format: Literal["auto", "console", "json", "journal"] = "auto"
+    """``auto``: natively to the journal where systemd has connected us to it, coloured on a terminal, plain lines
+    elsewhere."""
+    tasks_to_journal: bool = False
+    """Whether the lines of task logs go to the journal, too. Takes a restart."""
+
+
+class ControlSettings(_Section):
+    """The socket for ``edgectl``."""
+
+    socket: AbsolutePath | None = None
+    """Default: ``control.sock`` in the runtime directory."""
+    read_group: str | None = None
+    """Members of this group may look: state, jobs, logs. Root and the agent's own user always may."""
+    operator_group: str = "edge-operator"
+    """Members of this group may change things, too: maintenance, drain, queues, slots."""
+
+
+class Threshold(_Section):
+    """A limit with hysteresis."""
+
+    enter: float
+    """Maintenance begins when the figure has reached this."""
+    leave: float
+    """It ends when the figure is below this again; must be lower than ``enter``."""
+
+    @model_validator(mode="after")
+    def _hysteresis(self) -> Threshold:
+        if not 0 <= self.leave < self.enter:
+            raise ValueError("'leave' must be lower than 'enter', and both positive")
+        return self
+
+
+class HealthSettings(_Section):
+    """Automatic maintenance. Off as long as no threshold is given."""
+
+    disk_percent: Threshold | None = None
+    """Used part of the file system of ``state_dir``."""
+    memory_percent: Threshold | None = None
+    """Used part of memory."""
+    load_per_core: Threshold | None = None
+    """Load average of five minutes, divided by the cores."""
+    temperature_celsius: Threshold | None = None
+    """The hottest sensor, where the system shows any."""
+    interval_seconds: float = Field(default=30, ge=1, le=3600)
+    """How often they are looked at."""
+    samples: int = Field(default=2, ge=1, le=100)
+    """How many looks in a row must agree."""
+
+
+class CustomMetric(_Section):
+    """A command whose JSON output goes to the server with the heartbeats."""
+
+    command: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=100)]
+    """Program and arguments; no shell. It prints JSON, at most 8 KiB, and runs as the agent's user."""
+    interval_seconds: float = Field(default=60, ge=5, le=86_400)
+    """How often it is run."""
+    timeout_seconds: float = Field(default=5, ge=0.1, le=60)
+    """It is killed when it takes longer."""
+
+
+CustomName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,60}$")]
 
 
 class Settings(BaseSettings):
@@ -147,15 +204,17 @@ class Settings(BaseSettings):
     server_url: str
     """Airflow's base URL, e.g. ``https://airflow.example.com``."""
     name: Annotated[str, Field(pattern=NAME_PATTERN, default_factory=_default_name)]
-    """Name of this agent; its token is bound to it."""
+    """Name of this agent; its token is bound to it. Default: the host's name."""
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)] = ["default"]
+    """Queues whose jobs are taken."""
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
-    """Slots: how many single-slot jobs may run at once."""
+    """Slots; a job takes as many as its `pool_slots`. Default: number of cores."""
     token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")
     """File with the agent's token, readable by the agent alone."""
     state_dir: AbsolutePath = Field(default_factory=_default_state_dir)
-    runtime_dir: AbsolutePath | None = None
-    """For sockets; by default ``run`` below the state directory."""
+    """Jobs, identity, bundles. Default: ``/var/lib/airflow-edge-agent``, or below ``~/.local/state`` for a user."""
+    runtime_dir: AbsolutePath | None = Field(default_factory=_default_runtime_dir)
+    """For sockets; a short path. Default: ``run`` below ``state_dir``; under systemd the unit's runtime directory."""
     execution_api_url: str | None = None
     """Airflow's Execution API as tasks reach it; by default what the server says, else below ``server_url``."""
     ca_file: AbsolutePath | None = None
@@ -179,6 +238,23 @@ class Settings(BaseSettings):
     limits: LimitsSettings = LimitsSettings()
     bundles: dict[str, BundleSettings] = {}
     log: LogSettings = LogSettings()
+    control: ControlSettings = ControlSettings()
+    health: HealthSettings = HealthSettings()
+    custom_metrics: Annotated[dict[CustomName, CustomMetric], Field(max_length=20)] = {}
+    """Commands by name, e.g. ``[custom_metrics.ups]``."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is given and nothing else: files and variables are merged before, so that origins are known."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
 
     @model_validator(mode="before")
     @classmethod
@@ -232,6 +308,11 @@ class Settings(BaseSettings):
         """One directory for each job."""
         return self.state_dir / "jobs"
 
+    @property
+    def control_socket(self) -> Path:
+        """Where ``edgectl`` finds the daemon."""
+        return self.control.socket or self.run_dir / "control.sock"
+
 
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
@@ -240,80 +321,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "drain": DrainSettings,
-    "runner": RunnerSettings,
-    "limits": LimitsSettings,
-    "bundles": BundleSettings,
-    "log": LogSettings,
-}
-
-
-def load_settings(config: Path | None, overrides: dict[str, Any]) -> Settings:
-    """Read the configuration.
-
-    :param config: the file; ``None``: the default one, which may be missing.
-    :param overrides: flags, by setting name; they win over everything.
-    :raises ConfigError: with all faults, a line each.
-    """
-    path = config or DEFAULT_CONFIG
-    values: dict[str, Any] = {}
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if config is not None:
-            raise ConfigError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a directory, a TOML file is wanted") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigError(f"{path}: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: no valid TOML: {error}") from None
-
-    _refuse_unknown_variables()
-
-    class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            del dotenv_settings, file_secret_settings
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
-
-    try:
-        return FromFile(**overrides)
-    except (ValidationError, SettingsError) as error:
-        where = f"{path} and {ENV_PREFIX}* variables" if values else f"{ENV_PREFIX}* variables ({path} is missing)"
-        if isinstance(error, SettingsError):
-            raise ConfigError(f"{ENV_PREFIX}* variables: {error}; lists and tables are given as JSON") from None
-        lines = [_explain(fault) for fault in error.errors(include_url=False)]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
-
-
-def _refuse_unknown_variables() -> None:
-    known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
-    for name in os.environ:
-        setting = name.upper().split("__", 1)[0]
-        if setting.startswith(ENV_PREFIX) and setting not in known and setting != CONFIG_VARIABLE:
-            close = difflib.get_close_matches(setting, known, n=1)
-            raise ConfigError(f"{name}: is no setting" + (f"; did you mean '{close[0]}'?" if close else ""))
-
-
-def _explain(fault: Any) -> str:
-    name = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
-        return f"'{name}' is missing"
-    if fault["type"] == "extra_forbidden":
-        section = _SECTIONS.get(fault["loc"][0], Settings) if len(fault["loc"]) > 1 else Settings
-        close = difflib.get_close_matches(str(fault["loc"][-1]), section.model_fields, n=1)
-        return f"'{name}' is no setting" + (f"; did you mean '{close[0]}'?" if close else "")
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"'{name}': {message}" if name else message

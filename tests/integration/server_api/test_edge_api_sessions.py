@@ -17,10 +17,13 @@ from airflow_edge_agent.protocol.frames import (
     Cancel,
     Close,
     Goodbye,
+    Heartbeat,
     HeldJob,
     Log,
     LogAck,
     Maintenance,
+    MaintenanceAsked,
+    Metrics,
     Result,
     ResultAck,
     Started,
@@ -29,6 +32,7 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server import __version__
+from airflow_edge_server.store.agents import set_maintenance
 from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, only, running, until
 
 
@@ -423,3 +427,52 @@ async def test_a_hello_does_not_touch_jobs_of_others(
         assert (job.state, job.agent_name, job.fence) == ("running", "other", 1)
     await agent.hello()
     assert database.job(foreign.job_id).state == JobState.RUNNING
+
+
+async def test_maintenance_decided_at_the_agent_shows_here_with_who_and_why(
+    database: Database, agent: FakeAgent
+) -> None:
+    await agent.hello()
+    since = datetime.now(UTC) - timedelta(minutes=1)
+    decision = MaintenanceAsked(on=True, by="alice", since=since, comment="new\x00disk")
+    (answer,) = only(await agent.exchange(decision, agent.status(state=AgentState.MAINTENANCE_MODE)), Maintenance)
+    assert (answer.on, answer.settled) == (True, since)
+    row = database.agent("factory")
+    who = f"alice@{agent.hostname}"
+    assert (row.state, row.maintenance_wanted, row.maintenance_by) == ("maintenance mode", None, who)
+    assert (row.maintenance_since, row.maintenance_comment) == (since, "new\N{REPLACEMENT CHARACTER}disk")
+
+
+async def test_an_agent_takes_back_what_the_server_wanted(database: Database, agent: FakeAgent) -> None:
+    await agent.hello()
+    with database.sessions() as session:
+        set_maintenance(session, "factory", on=True, comment="inventory", by="admin")
+    await agent.exchange(agent.status(state=AgentState.MAINTENANCE_MODE))
+    decision = MaintenanceAsked(on=False, by="alice", since=datetime.now(UTC))
+    (answer,) = only(await agent.exchange(decision, agent.status(state=AgentState.IDLE)), Maintenance)
+    assert (answer.on, answer.settled) == (False, decision.since)
+    row = database.agent("factory")
+    assert (row.state, row.maintenance_wanted, row.maintenance_comment) == ("idle", None, None)
+
+
+async def test_the_server_keeps_a_later_decision_and_says_so(database: Database, agent: FakeAgent) -> None:
+    early = datetime.now(UTC) - timedelta(hours=1)
+    await agent.hello()
+    with database.sessions() as session:
+        set_maintenance(session, "factory", on=True, comment="inventory", by="admin")
+    decision = MaintenanceAsked(on=False, by="alice", since=early)
+    (answer,) = only(await agent.exchange(decision), Maintenance)
+    assert (answer.on, answer.by, answer.comment, answer.settled) == (True, "admin", "inventory", early)
+    (welcome,) = only(await agent.hello(), Welcome)
+    assert (welcome.maintenance, welcome.maintenance_by, welcome.maintenance_comment) == (True, "admin", "inventory")
+
+
+async def test_queues_that_change_later_and_figures_of_the_site_are_stored(
+    database: Database, agent: FakeAgent
+) -> None:
+    await agent.hello()
+    await agent.exchange(agent.status(queues=["b", "a"]))
+    assert database.agent("factory").queues == ["a", "b"]
+    beat = Heartbeat(metrics=Metrics(), sent_at=datetime.now(UTC), custom={"ups": {"battery": 97}})
+    await agent.exchange(agent.status(queues=["b", "a"]), beat)
+    await until(lambda: database.agent("factory").metrics == {"custom": {"ups": {"battery": 97}}})

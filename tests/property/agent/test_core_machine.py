@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import (
     Event,
     Exit,
@@ -32,6 +32,7 @@ from airflow_edge_agent.core.events import (
     Tick,
 )
 from airflow_edge_agent.core.jobs import Phase
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.protocol.codec import decode_agent_frame
 from airflow_edge_agent.protocol.frames import (
     MAX_LOG_CHUNK_BYTES,

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import (
     Event,
     ForgetJob,
@@ -30,6 +30,7 @@ from airflow_edge_agent.core.events import (
     StartJob,
     Tick,
 )
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.protocol.codec import pack_log, unpack_log
 from airflow_edge_agent.protocol.frames import (
     Accept,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import (
     Event,
     Exit,
@@ -30,6 +30,7 @@ from airflow_edge_agent.core.events import (
     Tick,
 )
 from airflow_edge_agent.core.jobs import PHASES, AgentJob, Phase
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.protocol import frames as f
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.protocol.states import AgentState, IllegalTransition

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import JobEnded, JobFound, LinkOpened
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.ports import StoreError
 from airflow_edge_agent.protocol.frames import Usage
 from airflow_edge_agent.protocol.jobs import Outcome

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import FrameArrived, LinkOpened, Say, StartJob
 from airflow_edge_agent.core.limits import Granted, LimitRules, grant
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.protocol.frames import AcceptAck
 from airflow_edge_agent.protocol.limits import JobLimits, LimitSettings, read_executor_config
 from fakes.frames import make_offer, make_welcome

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import FrameArrived, JobEnded, LinkOpened, RuntimeChecked, StopAsked
 from airflow_edge_agent.core.jobs import Phase
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.ports import (
     CredentialRefused,
     RunnerEnded,

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from airflow_edge_agent.configuration import ConfigError, load_settings
 from airflow_edge_agent.core.limits import LimitRules
 from airflow_edge_agent.protocol.limits import JobLimits
-from airflow_edge_agent.settings import ConfigError, Settings, load_settings
+from airflow_edge_agent.settings import Settings
 
 MINIMAL = 'server_url = "https://airflow.example.com"\n'
 
@@ -104,13 +105,13 @@ def test_variables_win_over_the_file_and_flags_over_both(tmp_path: Path, monkeyp
 
 
 def test_variables_alone_suffice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("airflow_edge_agent.settings.DEFAULT_CONFIG", tmp_path / "missing.toml")
+    monkeypatch.setattr("airflow_edge_agent.configuration.DEFAULT_CONFIG", tmp_path / "missing.toml")
     monkeypatch.setenv("EDGE_AGENT_SERVER_URL", "https://airflow.example.com")
     assert load_settings(None, {}).server_url == "https://airflow.example.com"
 
 
 def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("airflow_edge_agent.settings.DEFAULT_CONFIG", tmp_path / "missing.toml")
+    monkeypatch.setattr("airflow_edge_agent.configuration.DEFAULT_CONFIG", tmp_path / "missing.toml")
     with pytest.raises(ConfigError, match="'server_url' is missing") as caught:
         load_settings(None, {})
     assert str(tmp_path / "missing.toml") in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_edge_agent.adapters import cuts, jobstore
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
-from airflow_edge_agent.core.agent import AgentCore, Limits
+from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import (
     Event,
     FrameArrived,
@@ -28,6 +28,7 @@ from airflow_edge_agent.core.events import (
     ShedLog,
     ShipLog,
 )
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.core.spool import Shed, Spooled, plan
 from airflow_edge_agent.ports import StoreError
 from airflow_edge_agent.protocol.frames import AcceptAck, LogAck, Refuse, Result, ResultAck

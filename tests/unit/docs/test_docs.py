@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
+
+from airflow_edge_agent.ctl.main import build_parser
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_state_diagrams_are_those_of_the_code() -> None:
-    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw.py")
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    draw = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw)
-    assert (ROOT / "docs" / "states.md").read_text() == draw.page(), "run: python docs/draw.py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_state_diagrams_are_those_of_the_code() -> None:
+    assert (ROOT / "docs" / "states.md").read_text() == script("draw").page(), "run: python docs/draw.py"
+
+
+def test_the_settings_are_those_of_the_code() -> None:
+    settings = script("settings")
+    assert settings.PAGE.read_text() == settings.page(), "run: python docs/settings.py"
+    rows = [line for line in settings.page().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == [], "a setting without a word about it"
+
+
+def test_each_command_of_edgectl_is_described() -> None:
+    text = (ROOT / "docs" / "edgectl.md").read_text()
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        assert f"`{name}" in text, name
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert option in ("-h", "--help") or option in text, f"{name} {option}"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

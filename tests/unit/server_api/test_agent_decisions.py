@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
+
 import pytest
 
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.agents import (
+    Wish,
     maintenance_at_hello,
     maintenance_order,
     state_at_goodbye,
     state_at_hello,
     takes_jobs,
+    wish_after_decision,
     wish_after_status,
 )
 from airflow_edge_server.domain.identity import Claimant, Incumbent, refusal
@@ -133,3 +137,35 @@ def test_the_wish_to_leave_maintenance_is_fulfilled_once() -> None:
 def test_only_idle_and_running_agents_without_problem_take_jobs() -> None:
     assert {state for state in S if takes_jobs(state, None)} == {S.IDLE, S.RUNNING}
     assert not takes_jobs(S.IDLE, "no Task SDK")
+
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def decided(known: Wish, since: datetime, *, on: bool = True, now: datetime = NOON + 2 * HOUR) -> Wish:
+    return wish_after_decision(known, on=on, comment="disk", by="alice@press", since=since, now=now)
+
+
+def test_a_decision_at_the_agent_counts_and_leaves_the_agent_to_decide() -> None:
+    assert decided(Wish(wanted=None, comment=None, by=None, since=None), NOON) == Wish(
+        wanted=None, comment="disk", by="alice@press", since=NOON
+    )
+    assert decided(Wish(wanted=True, comment="x", by="admin", since=NOON - HOUR), NOON, on=False) == Wish(
+        wanted=None, comment=None, by="alice@press", since=NOON
+    )
+    assert decided(Wish(wanted=False, comment=None, by="admin", since=NOON - HOUR), NOON).wanted is None
+
+
+def test_an_administrators_wish_outlives_the_same_wish_at_the_agent() -> None:
+    assert decided(Wish(wanted=True, comment="x", by="admin", since=NOON - HOUR), NOON).wanted is True
+
+
+def test_the_later_of_two_decisions_counts() -> None:
+    known = Wish(wanted=True, comment="x", by="admin", since=NOON + HOUR)
+    assert decided(known, NOON, on=False) is known
+
+
+@pytest.mark.parametrize("since", [NOON + 100 * HOUR, datetime.max.replace(tzinfo=timezone(-HOUR))])
+def test_a_clock_that_is_ahead_does_not_make_a_decision_last(since: datetime) -> None:
+    assert decided(Wish(wanted=None, comment=None, by=None, since=None), since).since == NOON + 2 * HOUR

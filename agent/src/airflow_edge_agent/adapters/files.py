@@ -70,7 +70,8 @@ def read_token(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            found = os.fstat(file.fileno())
+            mode, owner, group = found.st_mode, found.st_uid, found.st_gid
             data = file.read(TOKEN_MAX_BYTES + 1)
     except FileNotFoundError:
         raise TokenError(
@@ -79,7 +80,9 @@ def read_token(path: Path) -> str:
         ) from None
     except OSError as error:
         raise TokenError(f"{path}: the token cannot be read ({error.strerror})") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    # Where packages put it, it belongs to root, and the agent's group may read it.
+    for_our_group = owner == 0 and group in {os.getegid(), *os.getgroups()} and group != 0
+    if mode & (stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP) or (mode & stat.S_IRGRP and not for_our_group):
         raise TokenError(f"{path}: others may read the token (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
     token = data.decode("ascii", errors="replace").strip()
     if not token or len(data) > TOKEN_MAX_BYTES or not token.isascii() or not token.isprintable() or " " in token:

@@ -16,6 +16,7 @@ from airflow_edge_agent.adapters.files import write_atomically
 from airflow_edge_agent.adapters.results import ResultRecord, read_result
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.spool import Cut, stream_size
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.ports import StoredJob, StoreError
 from airflow_edge_agent.protocol.frames import Fence, JobId, Offer, Slots
 from airflow_edge_agent.protocol.jobs import Outcome
@@ -36,6 +37,7 @@ class _JobRecord(BaseModel):
     slots: Slots
     label: str
     boot_id: str
+    task: dict[str, str | int] | None = None
 
 
 class DirectoryJobStore:
@@ -53,7 +55,12 @@ class DirectoryJobStore:
         """
         directory = self._jobs_dir / offer.job_id
         record = _JobRecord(
-            job_id=offer.job_id, fence=offer.fence, slots=offer.slots, label=offer.label, boot_id=boot_id
+            job_id=offer.job_id,
+            fence=offer.fence,
+            slots=offer.slots,
+            label=offer.label,
+            boot_id=boot_id,
+            task=task.told() if (task := TaskKey.of(offer.workload)) else None,
         )
         try:
             self._cuts.pop(offer.job_id, None)
@@ -86,6 +93,7 @@ class DirectoryJobStore:
                     boot_id=record.boot_id,
                     handed_over=self.handed_over(record.job_id),
                     ended=self.ended(record.job_id),
+                    task=TaskKey.of(record.task or {}),
                 )
             )
         return jobs

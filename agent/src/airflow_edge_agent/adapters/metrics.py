@@ -58,9 +58,24 @@ class PsutilProbe:
             agent_memory_bytes=own and own.rss,
         )
 
+    def figures(self) -> dict[str, float]:
+        """Measure what automatic maintenance goes by."""
+        measured = self.measure()
+        found: dict[str, float | None] = {"load_per_core": measured.load_5_per_core}
+        free, used = measured.state_disk_free_bytes, measured.state_disk_used_bytes
+        # Without what only root may use, as df counts.
+        if free is not None and used is not None and free + used:
+            found["disk_percent"] = 100 * used / (free + used)
+        if measured.memory_total_bytes and measured.memory_used_bytes is not None:
+            found["memory_percent"] = 100 * measured.memory_used_bytes / measured.memory_total_bytes
+        sensors: dict[str, list[Any]] = _try(psutil.sensors_temperatures) or {}
+        heat = [entry.current for entries in sensors.values() for entry in entries if entry.current]
+        found["temperature_celsius"] = max(heat, default=None)
+        return {name: value for name, value in found.items() if value is not None}
+
 
 def _try(measure: Callable[[], Any]) -> Any:
     try:
         return measure()
-    except (OSError, psutil.Error, RuntimeError, NotImplementedError):
+    except (OSError, psutil.Error, RuntimeError, NotImplementedError, AttributeError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from airflow_edge_agent.core.events import (
     Event,
@@ -26,11 +26,15 @@ from airflow_edge_agent.core.events import (
     SignalJob,
     StartJob,
     StopAsked,
+    StopPolicy,
     Tick,
 )
 from airflow_edge_agent.core.jobs import AgentJob, Phase
-from airflow_edge_agent.core.limits import LimitRules, grant
+from airflow_edge_agent.core.limits import grant
+from airflow_edge_agent.core.operation import OperatedAgent
+from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.core.spool import KEEP_PERCENT, plan, undelivered_bytes
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import (
     MAX_JOBS,
     MAX_LOG_CHUNK_BYTES,
@@ -52,7 +56,7 @@ from airflow_edge_agent.protocol.frames import (
     UnknownFrame,
 )
 from airflow_edge_agent.protocol.jobs import Outcome
-from airflow_edge_agent.protocol.states import TAKES_JOBS, AgentEvent, AgentState, can, next_state
+from airflow_edge_agent.protocol.states import TAKES_JOBS, AgentEvent, AgentState, can
 
 LABELS_SHOWN = 3
 
@@ -75,48 +79,28 @@ _RETRIED_CLOSES = frozenset({"name_in_use"})
 """Closes that may pass by themselves: the incumbent may be our own past, not yet timed out."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the core is configured with. Seconds."""
-
-    concurrency: int
-    kill_grace_seconds: float
-    drain_deadline_seconds: float
-    """After this long a drain ends the jobs; 0: never."""
-    delivery_grace_seconds: float = 10.0
-    """How long a stop waits for the server to take the last results, once all jobs have ended."""
-    name_wait_seconds: float = 60.0
-    """How long to keep asking for a name that is in use."""
-    spool_bytes: int = 500 * 1024 * 1024
-    """How much log that the server has not taken is kept, of all jobs together."""
-    jobs: LimitRules = field(default_factory=LimitRules)
-    """What each job may use."""
-
-
-class AgentCore:
+class AgentCore(OperatedAgent):
     """State of one agent.
 
     Feed it with :meth:`handle`; it returns what is to be done. It never raises for what a server or runner says.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.state = AgentState.STARTING
+        super().__init__(limits)
         self.jobs: dict[str, AgentJob] = {}
         self.problem: str | None = None
         self.spool_problem: str | None = None
-        self.connected = False
         self.intervals = Intervals()
         self.execution_api_url: str | None = None
         self._stop_asked_at: float | None = None
         self._stop_reason = ""
-        self._ending_jobs = False
+        self._stop_policy: StopPolicy = "wait"
         self._idle_since_stop: float | None = None
         self._left = False
+        self._now = 0.0
         self._name_refused_at: float | None = None
         self._last_status: Status | None = None
         self._described: Status | None = None
-        self._out: list[Instruction] = []
 
     # --- What others may know -----------------------------------------------------------------------------------------
 
@@ -139,18 +123,31 @@ class AgentCore:
         )
 
     @property
+    def running_jobs(self) -> str:
+        """Names the jobs that hold slots, the first few of them."""
+        return self._describe_jobs()
+
+    @property
     def undelivered(self) -> int:
         """How many ended jobs the server does not know everything of."""
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
 
+    @property
+    def hindrance(self) -> str | None:
+        """Why no jobs are taken although the agent may be connected and not in maintenance."""
+        drained = self.drained_by and f"drained by {self.drained_by}: takes no new jobs until it is resumed"
+        return self.problem or self.spool_problem or drained
+
     def status(self) -> Status:
         """Describe state and slots as they are now, under a number that grows with each change."""
         number = 1 if self._described is None else self._described.sequence
+        queues = self.limits.queues
         status = Status(
             state=self.state,
             slots_total=self.limits.concurrency,
             slots_used=self.slots_used,
-            problem=self.problem or self.spool_problem,
+            problem=self.hindrance,
+            queues=None if queues == self._first_queues else list(queues),
             sequence=number,
         )
         if self._described is not None and status != self._described:
@@ -167,6 +164,7 @@ class AgentCore:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in what happened at ``now`` (monotonic seconds) and return what is to be done, in order."""
         self._out = []
+        self._now = now
         match event:
             case FrameArrived(frame):
                 self._frame(frame, now)
@@ -188,10 +186,12 @@ class AgentCore:
                 self._log_gone(job_id)
             case RuntimeChecked(problem):
                 self._runtime_checked(problem)
-            case StopAsked(reason):
-                self._stop(reason, now)
+            case StopAsked(reason, policy):
+                self._stop(reason, policy, now)
             case Tick():
                 pass
+            case _:
+                self._operated(event, now)
         self._time_passes(now)
         self._settle()
         return self._out
@@ -207,8 +207,7 @@ class AgentCore:
         self.execution_api_url = welcome.execution_api_url
         if self.state is AgentState.STARTING:
             self._move(AgentEvent.INITIALISED)
-        if welcome.maintenance is not None:
-            self._maintenance(on=welcome.maintenance, comment=None)
+        self._welcomed(welcome)
         # Whatever was on its way when the last link broke may be lost: say it again, each frame may come twice.
         for job in self.jobs.values():
             job.log_in_flight = job.log_offset_known = False
@@ -243,10 +242,15 @@ class AgentCore:
                     job.result_acked = True
             case LogAck(job_id=job_id, next_offset=next_offset):
                 self._log_acked(job_id, next_offset)
-            case Maintenance(on=on, comment=comment):
-                self._maintenance(on=on, comment=comment)
+            case Maintenance():
+                self._maintenance(frame)
             case Close():
                 self._closed(frame, now)
+            case UnknownFrame(frame_type="maintenance_asked"):
+                # A server from before that frame: it hears of the state alone, and what it wants counts.
+                self._remember(untold=None)
+                if self._server_wish is not None:
+                    self._maintenance(self._server_wish)
             case UnknownFrame(frame_type=kind):
                 self._say("warning", f"the server sent or refused a frame of a kind unknown here: {kind!r}")
             case _:
@@ -282,6 +286,7 @@ class AgentCore:
             label=offer.label,
             phase=Phase.ACCEPTING,
             offer=offer,
+            task=TaskKey.of(offer.workload),
             lease_until=now + offer.lease_seconds,
         )
         self._out.append(Send(Accept(job_id=offer.job_id, fence=offer.fence)))
@@ -291,7 +296,7 @@ class AgentCore:
             return f"this agent still holds an earlier offer of the job ({known.phase})"
         if self.stopping:
             return "the agent is shutting down"
-        if (problem := self.problem or self.spool_problem) is not None:
+        if (problem := self.hindrance) is not None:
             return problem
         if self.state not in TAKES_JOBS:
             return f"the agent is in state '{self.state}'"
@@ -359,6 +364,8 @@ class AgentCore:
             return
         job.move(Phase.RUNNING)
         job.pid = event.pid
+        job.started_at = self._now
+        self._say("info", "started", job, name="job_started")
         self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=event.pid)))
 
     def _ended(self, event: JobEnded) -> None:
@@ -371,7 +378,7 @@ class AgentCore:
         job.move(Phase.FINISHED)
         job.ended = replace(event, detail=detail)
         job.log_size = max(job.log_size, event.log_bytes)
-        self._say("info", f"{event.outcome}" + (f": {detail}" if detail else ""), job)
+        self._say("info", f"{event.outcome}" + (f": {detail}" if detail else ""), job, name="job_ended")
         self._out.append(Send(job.result()))
 
     def _found(self, event: JobFound) -> None:
@@ -382,6 +389,7 @@ class AgentCore:
             label=event.label,
             phase=Phase.RUNNING,
             pid=event.pid,
+            task=event.task,
             log_size=event.log_bytes,
             # What was there before us may have been sent, whoever acknowledged it.
             log_sent=event.log_bytes if event.log_sent is None else min(event.log_sent, event.log_bytes),
@@ -450,13 +458,6 @@ class AgentCore:
 
     # --- State --------------------------------------------------------------------------------------------------------
 
-    def _maintenance(self, *, on: bool, comment: str | None) -> None:
-        event = AgentEvent.MAINTENANCE_ON if on else AgentEvent.MAINTENANCE_OFF
-        if self.stopping or not can(self.state, event):
-            return  # already so
-        self._move(event)
-        self._say("info", f"maintenance {'on' if on else 'off'}" + (f": {comment}" if comment else ""))
-
     def _runtime_checked(self, problem: str | None) -> None:
         if problem is not None:
             problem = problem[:TEXT_LENGTH] or "the task runtime cannot be used"
@@ -468,16 +469,24 @@ class AgentCore:
         else:
             self._say("info", "the task runtime is usable")
 
-    def _stop(self, reason: str, now: float) -> None:
+    def _stop(self, reason: str, policy: StopPolicy, now: float) -> None:
         if self.stopping:
+            self._stop_policy = "end"
             self._end_all(now, f"the agent was told to stop at once ({reason})")
             return
         self._stop_asked_at = now
         self._stop_reason = reason
+        self._stop_policy = policy
         if can(self.state, AgentEvent.STOP):
             self._move(AgentEvent.STOP)
-        waiting = self.slots_used
-        self._say("info", f"stopping ({reason})" + (f", waits for {self._describe_jobs()}" if waiting else ""))
+        verb = {"wait": "waits for", "leave": "leaves to the next start", "end": "ends"}[policy]
+        jobs = f", {verb} {self._describe_jobs()}" if self.slots_used else ""
+        self._say("info", f"stopping ({reason}){jobs}", name="stopping")
+        if policy == "end":
+            self._end_all(now, f"the agent was stopped ({reason})")
+        elif policy == "leave":
+            for job in [job for job in self.jobs.values() if job.phase is Phase.ACCEPTING]:
+                del self.jobs[job.job_id]  # nothing of it ran: the server will offer it again
 
     def _describe_jobs(self) -> str:
         labels = [job.label for job in self.jobs.values() if job.holds_slots]
@@ -485,17 +494,11 @@ class AgentCore:
         return f"{len(labels)} running job{'s' if len(labels) != 1 else ''}: {shown}"
 
     def _end_all(self, now: float, reason: str) -> None:
-        if self._ending_jobs:
-            return
-        self._ending_jobs = True
         for job in list(self.jobs.values()):
             if job.phase is Phase.ACCEPTING:
                 del self.jobs[job.job_id]
             elif job.phase is not Phase.FINISHED and job.cancel_reason is None:
                 self._end_job(job, reason, now)
-
-    def _move(self, event: AgentEvent) -> None:
-        self.state = next_state(self.state, event)
 
     # --- After every event --------------------------------------------------------------------------------------------
 
@@ -509,18 +512,28 @@ class AgentCore:
                 self._say("warning", "did not end when asked, killed", job)
                 self._out.append(SignalJob(job.job_id, "KILL"))
         deadline = self.limits.drain_deadline_seconds
-        if self._stop_asked_at is not None and deadline and now >= self._stop_asked_at + deadline:
+        waits = self._stop_asked_at is not None and self._stop_policy != "leave"
+        if self._stop_asked_at is not None and waits and deadline and now >= self._stop_asked_at + deadline:
             self._end_all(now, f"the agent's drain deadline of {deadline:g} s passed")
+        if self._drain_until is not None and now >= self._drain_until:
+            self._drain_until = None
+            self._end_all(now, f"the deadline of the drain by {self.drained_by} passed")
         self._leave(now)
 
     def _leave(self, now: float) -> None:
-        """Exit once a stop has been asked for, nothing runs, and the server knows or cannot be told."""
-        if self._left or self._stop_asked_at is None or any(job.holds_slots for job in self.jobs.values()):
+        """Exit once a stop has been asked for, nothing runs, and the server knows or cannot be told.
+
+        What is left to the next start need not end, but it must have begun: its files tell of it then.
+        """
+        leaves = self._stop_policy == "leave"
+        awaited = {Phase.STARTING} if leaves else {Phase.ACCEPTING, Phase.STARTING, Phase.RUNNING}
+        if self._left or self._stop_asked_at is None or any(job.phase in awaited for job in self.jobs.values()):
             return
         if self._idle_since_stop is None:
             self._idle_since_stop = now
-        delivered = all(job.done for job in self.jobs.values())
-        if not delivered and now - self._idle_since_stop < self.limits.delivery_grace_seconds:
+        delivered = all(job.done for job in self.jobs.values() if job.phase is Phase.FINISHED)
+        grace = self.limits.leave_grace_seconds if leaves else self.limits.delivery_grace_seconds
+        if not delivered and now - self._idle_since_stop < grace:
             return
         if can(self.state, AgentEvent.CLEAR):
             self._move(AgentEvent.CLEAR)
@@ -535,7 +548,7 @@ class AgentCore:
         for job in list(self.jobs.values()):
             if job.done:
                 del self.jobs[job.job_id]
-                self._out.append(ForgetJob(job.job_id))
+                self._out.append(ForgetJob(job.job_id, job.label, job.task))
             elif self.connected and not job.log_in_flight and job.log_acked < job.log_size:
                 job.log_in_flight = True
                 limit = min(MAX_LOG_CHUNK_BYTES, job.log_size - job.log_acked)
@@ -553,8 +566,9 @@ class AgentCore:
             self._last_status = status
             self._out.append(Send(status))
 
-    def _say(self, level: str, message: str, job: AgentJob | None = None) -> None:
+    def _say(self, level: str, message: str, job: AgentJob | None = None, *, name: str | None = None) -> None:
         assert level in ("debug", "info", "warning", "error")
-        self._out.append(
-            Say(level, message, job.job_id if job else None, job.label if job else None)  # type: ignore[arg-type]
-        )
+        said = Say(level, message, name=name)  # type: ignore[arg-type]  # asserted above
+        if job is not None:
+            said = replace(said, job_id=job.job_id, label=job.label, task=job.task)
+        self._out.append(said)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
+from airflow_edge_agent.core.maintenance import MaintenanceMemory, Source
+from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import AgentFrame, Offer, ServerFrame, Usage, Welcome
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.protocol.limits import JobLimits
+
+StopPolicy = Literal["wait", "leave", "end"]
+"""What a stop does about running jobs."""
+
+StopKind = Literal["stop", "restart", "shutdown"]
+"""What a stop is for, as the service manager says it."""
 
 # --- Events -----------------------------------------------------------------------------------------------------------
 
@@ -66,6 +76,7 @@ class JobFound:
     log_bytes: int = 0
     log_sent: int | None = None
     """Nothing of its log beyond this was ever sent. ``None``: not known."""
+    task: TaskKey | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,48 @@ class StopAsked:
     """An operator or the system wants the agent to stop. The second time it is meant seriously."""
 
     reason: str
+    policy: StopPolicy = "wait"
+
+
+@dataclass(frozen=True)
+class DrainAsked:
+    """An operator wants no new jobs here until further notice. After the deadline, running ones are ended."""
+
+    by: str
+    deadline_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ResumeAsked:
+    """An operator wants jobs to be taken again."""
+
+    by: str
+
+
+@dataclass(frozen=True)
+class MaintenanceRemembered:
+    """What an earlier run of the daemon has kept about maintenance."""
+
+    memory: MaintenanceMemory
+
+
+@dataclass(frozen=True)
+class MaintenanceDecided:
+    """Somebody or something on this machine wants maintenance, or the end of it. ``at`` is wall time."""
+
+    on: bool
+    by: str
+    at: datetime
+    comment: str | None = None
+    until: datetime | None = None
+    source: Source = "operator"
+
+
+@dataclass(frozen=True)
+class LimitsChanged:
+    """The agent is configured otherwise from now on."""
+
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -123,6 +176,11 @@ Event = (
     | LogShed
     | RuntimeChecked
     | StopAsked
+    | DrainAsked
+    | ResumeAsked
+    | MaintenanceRemembered
+    | MaintenanceDecided
+    | LimitsChanged
     | Tick
 )
 
@@ -175,6 +233,8 @@ class ForgetJob:
     """Server and agent agree that the job is done: remove its files."""
 
     job_id: str
+    label: str = field(default="", compare=False)
+    task: TaskKey | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -185,6 +245,16 @@ class Say:
     message: str
     job_id: str | None = None
     label: str | None = None
+    task: TaskKey | None = None
+    name: str | None = None
+    """The kind of event, for those who look for it by machine."""
+
+
+@dataclass(frozen=True)
+class KeepMaintenance:
+    """Write this down, for the next start."""
+
+    memory: MaintenanceMemory
 
 
 @dataclass(frozen=True)
@@ -195,4 +265,4 @@ class Exit:
     reason: str
 
 
-Instruction = Send | StartJob | SignalJob | ShipLog | ShedLog | ForgetJob | Say | Exit
+Instruction = Send | StartJob | SignalJob | ShipLog | ShedLog | ForgetJob | Say | KeepMaintenance | Exit

@@ -8,6 +8,7 @@ from typing import Literal
 
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.spool import Spooled
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import HeldJob, Offer, Result
 from airflow_edge_agent.protocol.states import IllegalTransition
 
@@ -65,6 +66,9 @@ class AgentJob:
     log_offset_known: bool = False
     """Whether the server has said in this session what it has."""
     log_in_flight: bool = False
+    task: TaskKey | None = None
+    started_at: float | None = None
+    """``None``: not by this run of the daemon."""
     log_unsheddable: bool = False
     """An attempt to drop some of it did not make it smaller."""
 

@@ -8,10 +8,11 @@ Units are part of the field names: ``_seconds``, ``_bytes``, ``_percent``.
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.protocol.limits import JobLimits
@@ -30,6 +31,9 @@ MAX_FRAMES = 256
 
 MAX_LOG_CHUNK_BYTES = 256 * 1024
 """Most bytes of log, before compression, in one frame."""
+
+MAX_CUSTOM_BYTES = 16 * 1024
+"""Most bytes, as JSON, of the figures that a site's own commands add to a heartbeat."""
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Most bytes of one encoded batch."""
@@ -102,6 +106,8 @@ class Status(_Frame):
     slots_used: Slots
     problem: Text | None = None
     """Why the agent cannot work although it is connected, e.g. a broken task runtime."""
+    queues: Annotated[list[Queue], Field(max_length=100)] | None = None
+    """The queues it serves, if they have changed since the start of the daemon; ``None``: as in the hello."""
     sequence: int = Field(default=0, ge=0, le=2**31 - 1)
     """Grows whenever what is said above changes: of two that overtake each other, the greater is true. 0: not told."""
 
@@ -132,6 +138,18 @@ class Metrics(_Frame):
     """Resident memory of the daemon itself."""
 
 
+def _bounded(figures: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    size = len(json.dumps(figures, allow_nan=False))
+    if size > MAX_CUSTOM_BYTES:
+        raise ValueError(f"{size} bytes of custom figures; at most {MAX_CUSTOM_BYTES} are taken")
+    return figures
+
+
+CustomFigures = Annotated[
+    dict[Annotated[str, Field(max_length=60)], JsonValue], Field(max_length=20), AfterValidator(_bounded)
+]
+
+
 class Heartbeat(_Frame):
     """Agent to server: alive, and how the host is."""
 
@@ -139,6 +157,8 @@ class Heartbeat(_Frame):
     metrics: Metrics
     sent_at: datetime
     versions: Versions | None = None
+    custom: CustomFigures | None = None
+    """What the site's own commands have measured, by their names."""
 
 
 class Accept(_Frame):
@@ -206,6 +226,17 @@ class Log(_Frame):
     data: Annotated[str, Field(max_length=MAX_LOG_CHUNK_BYTES * 3 // 2)]
 
 
+class MaintenanceAsked(_Frame):
+    """Agent to server: somebody at the agent has decided this. Repeated until a :class:`Maintenance` settles it."""
+
+    type: Literal["maintenance_asked"] = "maintenance_asked"
+    on: bool
+    by: Word
+    since: AwareDatetime
+    """When it was decided, by the agent's clock; also the name of this decision."""
+    comment: Text | None = None
+
+
 class Goodbye(_Frame):
     """Agent to server: a clean stop; nothing more will come from this session."""
 
@@ -239,6 +270,9 @@ class Welcome(_Frame):
     """Where tasks find Airflow's Execution API; ``None``: below the agent's own server URL."""
     maintenance: bool | None = None
     """Whether the server wants this agent in maintenance; ``None``: no opinion."""
+    maintenance_comment: Text | None = None
+    maintenance_by: Word | None = None
+    maintenance_since: AwareDatetime | None = None
 
 
 class Offer(_Frame):
@@ -301,6 +335,10 @@ class Maintenance(_Frame):
     type: Literal["maintenance"] = "maintenance"
     on: bool
     comment: Text | None = None
+    by: Word | None = None
+    since: AwareDatetime | None = None
+    settled: AwareDatetime | None = None
+    """Answers the :class:`MaintenanceAsked` with this ``since``: of the two decisions, this one counts."""
 
 
 class Close(_Frame):
@@ -318,7 +356,9 @@ class UnknownFrame(_Frame):
     frame_type: Word
 
 
-AgentFrame = Hello | Status | Heartbeat | Accept | Refuse | Started | Result | Log | Goodbye | UnknownFrame
+AgentFrame = (
+    Hello | Status | Heartbeat | Accept | Refuse | Started | Result | Log | MaintenanceAsked | Goodbye | UnknownFrame
+)
 ServerFrame = Welcome | Offer | AcceptAck | ResultAck | LogAck | Cancel | Maintenance | Close | UnknownFrame
 AnyFrame = AgentFrame | ServerFrame
 

@@ -142,4 +142,16 @@ async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> 
             ended = JobEnded(job.job_id, ended.outcome, detail=ended.detail, log_bytes=store.log_size(job.job_id))
         size = store.log_size(job.job_id)
         sent = store.sent(job.job_id)
-        pump.feed(JobFound(job.job_id, job.fence, job.slots, job.label, pid, ended, log_bytes=size, log_sent=sent))
+        pump.feed(
+            JobFound(
+                job.job_id,
+                job.fence,
+                job.slots,
+                job.label,
+                pid,
+                ended,
+                log_bytes=size,
+                log_sent=sent,
+                task=job.task,
+            )
+        )

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 import structlog
+from pydantic import JsonValue
 
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import FrameArrived, LinkLost, LinkOpened
@@ -61,10 +62,12 @@ class LinkLoop:
         hello: Callable[[], Hello],
         backoff: Backoff,
         climb: Callable[[], Awaitable[None]] | None = None,
+        enrolled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Put it together.
 
         :param climb: returns once connecting again would give a better link.
+        :param enrolled: returns once there is a server to connect to.
         """
         self._pump = pump
         self._transport = transport
@@ -72,17 +75,31 @@ class LinkLoop:
         self._hello = hello
         self._backoff = backoff
         self._climb = climb
+        self._enrolled = enrolled
         self._refusals = 0
         self._said = ""
         self._said_at = 0.0
         self._said_mismatch: str | None = None
         self._airflow_version: str | None = None
+        self.welcome: Welcome | None = None
+        """The server's last one."""
+        self.skew_seconds: float | None = None
+        """How far this machine's clock is ahead of the server's."""
+        self.custom: dict[str, JsonValue] = {}
+        """What the site's own commands have measured."""
         self.last_contact_at: float | None = None
         """Monotonic time of the server's last answer."""
+        self.last_heartbeat_at: float | None = None
+        """Monotonic time at which the last sign of life was made."""
         self.carrier: str | None = None
         """What carries the frames now; ``None``: not connected."""
         self.versions: Versions | None = None
         """Told to the server with each heartbeat, once the runtime is known."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why there is no connection."""
+        return self._said or None
 
     def runtime_known(self, versions: Versions) -> None:
         """Take note of what the task runtime consists of."""
@@ -94,13 +111,15 @@ class LinkLoop:
         while True:
             wait_for = 0.0
             after = _After.FAILURE
+            if self._enrolled is not None:
+                await self._enrolled()
             try:
                 after = await self._one_link()
             except CredentialRefused as error:
                 self._refusals += 1
                 self._lost(str(error))
                 if self._refusals >= REFUSALS_UNTIL_EXIT:
-                    self._pump.leave(EXIT_TOKEN, str(error))
+                    self._pump.leave(EXIT_TOKEN, str(error), name="token_refused")
                     await asyncio.Event().wait()
             except TransportError as error:
                 if isinstance(error, ServerLeft) and self._pump.core.connected:
@@ -124,7 +143,7 @@ class LinkLoop:
         now = asyncio.get_running_loop().time()
         if reason != self._said or now - self._said_at > REPEAT_SECONDS:
             self._said, self._said_at = reason, now
-            log.warning("not connected, keeps trying", reason=reason)
+            log.warning("not connected, keeps trying", reason=reason, edge_event="disconnected")
 
     async def _one_link(self) -> _After:
         link = await self._transport.connect(self._hello(), self._presence)
@@ -187,10 +206,18 @@ class LinkLoop:
         self._backoff.reset()
         self._refusals = 0
         self._said = ""
-        skew = abs((datetime.now(UTC) - welcome.server_time).total_seconds())
+        self.welcome = welcome
+        self.skew_seconds = (datetime.now(UTC) - welcome.server_time).total_seconds()
+        skew = abs(self.skew_seconds)
         self.carrier = link.carrier
         self._airflow_version = welcome.airflow_version
-        log.info("connected", server=welcome.server_version, airflow=welcome.airflow_version, carrier=link.carrier)
+        log.info(
+            "connected",
+            server=welcome.server_version,
+            airflow=welcome.airflow_version,
+            carrier=link.carrier,
+            edge_event="connected",
+        )
         self._compare_versions()
         if skew > SKEW_WARNING_SECONDS:
             log.warning("this machine's clock differs from the server's", seconds=round(skew))
@@ -211,7 +238,13 @@ class LinkLoop:
             self._pump.outbox.sent()
 
     def _presence(self) -> list[AgentFrame]:
-        beat = Heartbeat(metrics=self._probe.measure(), sent_at=datetime.now(UTC), versions=self.versions)
+        self.last_heartbeat_at = asyncio.get_running_loop().time()
+        beat = Heartbeat(
+            metrics=self._probe.measure(),
+            sent_at=datetime.now(UTC),
+            versions=self.versions,
+            custom=self.custom or None,
+        )
         if not self._pump.core.connected:
             # The welcome has not been taken in yet: the status of now is not that of a moment later, and should it come
             # behind that one, the agent would count as starting, and be offered nothing, until the next sign of life.

@@ -16,6 +16,7 @@ from airflow_edge_agent.core.events import (
     ForgetJob,
     Instruction,
     JobEnded,
+    KeepMaintenance,
     LogGone,
     LogShed,
     RuntimeChecked,
@@ -26,7 +27,8 @@ from airflow_edge_agent.core.events import (
     SignalJob,
     StartJob,
 )
-from airflow_edge_agent.ports import JobStore, Runner, RunnerError, StoreError
+from airflow_edge_agent.core.maintenance import MaintenanceMemory
+from airflow_edge_agent.ports import JobStore, MaintenanceStore, Runner, RunnerError, StoreError
 from airflow_edge_agent.protocol.codec import pack_log
 from airflow_edge_agent.protocol.frames import Log, Offer
 from airflow_edge_agent.protocol.jobs import Outcome
@@ -43,7 +45,14 @@ class Pump:
     """
 
     def __init__(
-        self, core: AgentCore, *, store: JobStore, runner: Runner, boot_id: str, default_execution_url: str
+        self,
+        core: AgentCore,
+        *,
+        store: JobStore,
+        runner: Runner,
+        boot_id: str,
+        default_execution_url: str,
+        maintenance: MaintenanceStore | None = None,
     ) -> None:
         self.core = core
         self.exit_code: int | None = None
@@ -60,7 +69,11 @@ class Pump:
         self._store = store
         self._runner = runner
         self._boot_id = boot_id
-        self._default_execution_url = default_execution_url
+        self.default_execution_url = default_execution_url
+        self.maintenance_changed = asyncio.Event()
+        self.before_forget: list[Callable[[ForgetJob], None]] = []
+        """Called when the files of a job are about to go."""
+        self._maintenance = maintenance
         self._work: set[asyncio.Task[None]] = set()
         self._signals: asyncio.Queue[SignalJob] = asyncio.Queue()
 
@@ -80,12 +93,12 @@ class Pump:
         """Whether nothing is on its way to or from the server, so that a reconnect disturbs nobody."""
         return self.outbox.empty and not self.core.speaking
 
-    def leave(self, code: int, reason: str) -> None:
-        """Make the agent exit."""
+    def leave(self, code: int, reason: str, *, name: str | None = None) -> None:
+        """Make the agent exit. ``name``: the kind of event, for the log."""
         if self.exit_code is None:
             self.exit_code = code
             if code:
-                log.error(reason)
+                log.error(reason, **({"edge_event": name} if name is not None else {}))
             self.exiting.set()
 
     def _do(self, instruction: Instruction) -> None:
@@ -102,10 +115,13 @@ class Pump:
             case ShedLog():
                 self._shed(instruction)
             case ForgetJob(job_id):
+                for tell in self.before_forget:
+                    tell(instruction)
                 self._store.forget(job_id)
             case Say():
-                fields = {"job": instruction.job_id, "task": instruction.label} if instruction.job_id else {}
-                getattr(log, instruction.level)(instruction.message, **fields)
+                getattr(log, instruction.level)(instruction.message, **_fields(instruction))
+            case KeepMaintenance(memory):
+                self._keep(memory)
             case Exit(code, reason):
                 self.leave(code, reason)
 
@@ -121,7 +137,7 @@ class Pump:
             self.leave(70, "internal error")
 
     async def _start(self, offer: Offer, limits: JobLimits) -> None:
-        server = self.core.execution_api_url or self._default_execution_url
+        server = self.core.execution_api_url or self.default_execution_url
         try:
             self._store.add(offer, self._boot_id)
             await self._runner.start(offer, server, limits)
@@ -139,6 +155,15 @@ class Pump:
             self.feed(LogGone(piece.job_id))
         elif self.core.connected:
             self.outbox.put(Log(job_id=piece.job_id, offset=piece.offset, data=pack_log(data)))
+
+    def _keep(self, memory: MaintenanceMemory) -> None:
+        self.maintenance_changed.set()
+        if self._maintenance is None:
+            return
+        try:
+            self._maintenance.save(memory)
+        except StoreError as error:
+            log.error("maintenance will not survive a restart", reason=str(error))
 
     def _shed(self, piece: ShedLog) -> None:
         try:
@@ -158,3 +183,14 @@ class Pump:
         """Wait for pieces of work under way."""
         while self._work:
             await asyncio.gather(*self._work, return_exceptions=True)
+
+
+def _fields(said: Say) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if said.job_id is not None:
+        fields |= {"job": said.job_id, "task": said.label}
+    if said.task is not None:
+        fields |= said.task.told()
+    if said.name is not None:
+        fields["edge_event"] = said.name
+    return fields

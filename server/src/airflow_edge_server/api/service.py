@@ -23,6 +23,7 @@ from airflow_edge_agent.protocol.frames import (
     Intervals,
     Log,
     LogAck,
+    MaintenanceAsked,
     Refuse,
     Result,
     ServerFrame,
@@ -32,6 +33,7 @@ from airflow_edge_agent.protocol.frames import (
     Welcome,
 )
 from airflow_edge_server.config import Settings
+from airflow_edge_server.store import agents
 from airflow_edge_server.store import sessions as store
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.jobs import JobBook
@@ -215,6 +217,8 @@ class Service:
                 answer.status = frame
             elif isinstance(frame, Heartbeat):
                 store.note_heartbeat(agent, frame, now)
+            elif isinstance(frame, MaintenanceAsked):
+                answer.frames.append(agents.note_decision(agent, frame, now))
             elif isinstance(frame, Goodbye):
                 session.flush()
                 answer.requeued |= store.close_session(session, agent, frame, now)
@@ -230,8 +234,8 @@ class Service:
                 reply = _about_job(book, frame)
                 if reply is not None:
                     answer.frames.append(reply)
-            elif isinstance(frame, Hello):
-                log.warning("Agent %s sent a hello inside of a batch; skipped.", agent_name)
+            else:
+                log.warning("Agent %s sent a frame of type %s inside of a batch; skipped.", agent_name, frame.type)
         answer.frames.extend(log_acks.values())
         answer.requeued |= book.requeued
         session.flush()
@@ -262,6 +266,7 @@ class Service:
             len(hello.jobs),
             ", ".join(hello.queues),
         )
+        comment = opened.wish.comment
         welcome = Welcome(
             protocol=opened.protocol,
             session_id=opened.session_id,
@@ -274,6 +279,9 @@ class Service:
             ),
             execution_api_url=self._settings.execution_api_url,
             maintenance=opened.maintenance,
+            maintenance_comment=None if comment is None else comment[:2_000],
+            maintenance_by=opened.wish.by,
+            maintenance_since=opened.wish.since,
         )
         answer.session_id = opened.session_id
         answer.frames = [welcome, *opened.reconciled]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
 from airflow_edge_agent.protocol.states import (
     CONNECTED_STATES,
     IN_MAINTENANCE,
@@ -59,6 +62,32 @@ def wish_after_status(state: AgentState, *, wanted: bool | None) -> bool | None:
     would push the agent out of every later maintenance that somebody starts at the site.
     """
     return None if wanted is False and state not in IN_MAINTENANCE else wanted
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of an agent about maintenance, and whose decision that was."""
+
+    wanted: bool | None
+    """``True`` and ``False``: an administrator of the server wants it so; ``None``: the agent decides."""
+    comment: str | None
+    by: str | None
+    since: datetime | None
+
+
+def wish_after_decision(known: Wish, *, on: bool, comment: str | None, by: str, since: datetime, now: datetime) -> Wish:
+    """Return what counts after somebody at the agent has decided.
+
+    The later decision counts. The clock of an agent that is ahead does not make its decisions last longer.
+    """
+    try:
+        since = min(since.astimezone(UTC), now)
+    except OverflowError:  # the first or the last day that there is
+        since = now
+    if known.since is not None and since < known.since:
+        return known
+    wanted = True if on and known.wanted else None
+    return Wish(wanted, comment if on else None, by, since)
 
 
 def takes_jobs(state: AgentState, problem: str | None) -> bool:

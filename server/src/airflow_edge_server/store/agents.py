@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select, update
 
-from airflow_edge_agent.protocol.frames import NAME_PATTERN
+from airflow_edge_agent.protocol.frames import NAME_PATTERN, Maintenance, MaintenanceAsked
 from airflow_edge_agent.protocol.states import (
     CONNECTED_STATES,
     IN_MAINTENANCE,
@@ -18,6 +18,8 @@ from airflow_edge_agent.protocol.states import (
     can,
     next_state,
 )
+from airflow_edge_server.domain.agents import Wish, wish_after_decision
+from airflow_edge_server.store.jobs import clean
 from airflow_edge_server.store.models import EdgeAgent
 from airflow_edge_server.store.wakeup import Topic, announce
 
@@ -76,6 +78,23 @@ def set_maintenance(session: Session, name: str, *, on: bool, comment: str | Non
     session.flush()
     announce(session, Topic.ORDERS)
     return agent
+
+
+def wish_of(agent: EdgeAgent) -> Wish:
+    """Return what is wanted of the agent about maintenance."""
+    return Wish(agent.maintenance_wanted, agent.maintenance_comment, agent.maintenance_by, agent.maintenance_since)
+
+
+def note_decision(agent: EdgeAgent, frame: MaintenanceAsked, now: datetime) -> Maintenance:
+    """Store what somebody at the agent has decided, unless a later decision was made here; say which counts."""
+    by = clean(f"{frame.by}@{agent.hostname}"[:200])
+    comment = None if frame.comment is None else clean(frame.comment)
+    known = wish_of(agent)
+    wish = wish_after_decision(known, on=frame.on, comment=comment, by=by, since=frame.since, now=now)
+    agent.maintenance_wanted, agent.maintenance_comment = wish.wanted, wish.comment
+    agent.maintenance_by, agent.maintenance_since = wish.by, wish.since
+    on = frame.on if wish is not known or wish.wanted is None else wish.wanted
+    return Maintenance(on=on, comment=wish.comment, by=wish.by, since=wish.since, settled=frame.since)
 
 
 @dataclass(frozen=True)

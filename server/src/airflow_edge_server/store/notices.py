@@ -44,14 +44,20 @@ def read_notices(session: Session, names: Sequence[str], token_ids: Sequence[str
         if len(told) < MAX_CANCELS_PER_POLL:
             told.append(Cancel(job_id=row.id, fence=row.fence, reason=row.cancel_reason[:2_000]))
     maintenance = {}
-    for name, state, wanted, comment in session.execute(
-        select(agent.name, agent.state, agent.maintenance_wanted, agent.maintenance_comment).where(
-            agent.name.in_(names), agent.maintenance_wanted.is_not(None)
-        )
+    for name, state, wanted, comment, by, since in session.execute(
+        select(
+            agent.name,
+            agent.state,
+            agent.maintenance_wanted,
+            agent.maintenance_comment,
+            agent.maintenance_by,
+            agent.maintenance_since,
+        ).where(agent.name.in_(names), agent.maintenance_wanted.is_not(None))
     ):
         order = maintenance_order(AgentState(state), wanted=wanted)
         if order is not None:
-            maintenance[name] = Maintenance(on=order, comment=None if comment is None else comment[:2_000])
+            comment_sent = None if comment is None else comment[:2_000]
+            maintenance[name] = Maintenance(on=order, comment=comment_sent, by=by, since=since)
     valid = session.scalars(select(token.id).where(token.id.in_(token_ids), token.revoked_at.is_(None)))
     return Notices(
         rooms=read_rooms(session, names),

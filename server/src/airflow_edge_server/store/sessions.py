@@ -27,6 +27,7 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_agent.protocol.jobs import HELD_STATES, JobEvent, JobState
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.agents import (
+    Wish,
     maintenance_at_hello,
     state_at_goodbye,
     state_at_hello,
@@ -34,6 +35,7 @@ from airflow_edge_server.domain.agents import (
 )
 from airflow_edge_server.domain.identity import Claimant, Incumbent, is_outdated, of_one_instance, refusal, session_name
 from airflow_edge_server.domain.reconcile import Step, reconcile
+from airflow_edge_server.store.agents import wish_of
 from airflow_edge_server.store.jobs import JobBook, clean
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.transaction import locked
@@ -46,6 +48,8 @@ class Opened:
     session_id: str
     protocol: int
     maintenance: bool | None
+    wish: Wish
+    """Whose decision the maintenance was."""
     reconciled: list[ServerFrame]
     """What the agent has to be told about the jobs it listed."""
     took_over: bool
@@ -112,7 +116,7 @@ def open_session(
     agent.agent_id, agent.boot_id, agent.hostname = claimant.agent_id, claimant.boot_id, claimant.hostname
     agent.instance_id = hello.instance_id
     agent.session_id = session_name(hello.instance_id, hello.attempt, uuid.uuid4())
-    agent.queues = sorted({clean(queue) for queue in hello.queues})
+    agent.queues = queues_of(hello.queues)
     agent.slots_total = hello.concurrency
     agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
     agent.status_sequence = 0
@@ -126,6 +130,7 @@ def open_session(
         session_id=agent.session_id,
         protocol=protocol,
         maintenance=maintenance_at_hello(AgentState(agent.state), wanted=agent.maintenance_wanted),
+        wish=wish_of(agent),
         reconciled=frames,
         took_over=took_over,
         requeued=book.requeued,
@@ -149,9 +154,15 @@ def _incumbent(agent: EdgeAgent, now: datetime) -> Incumbent:
     return Incumbent(agent.agent_id, agent.boot_id, agent.hostname, agent.session_id, AgentState(agent.state), silent)
 
 
+def queues_of(queues: Sequence[str]) -> list[str]:
+    """Return queues as they are stored."""
+    return sorted({clean(queue) for queue in queues})
+
+
 def metrics_of(frame: Heartbeat) -> dict[str, Any]:
-    """Return the metrics of a heartbeat as they are stored."""
-    return frame.metrics.model_dump(mode="json", exclude_none=True)
+    """Return the metrics of a heartbeat as they are stored; the site's own are below ``custom``."""
+    metrics = frame.metrics.model_dump(mode="json", exclude_none=True)
+    return metrics | {"custom": frame.custom} if frame.custom else metrics
 
 
 def versions_of(versions: Versions) -> dict[str, Any]:
@@ -198,6 +209,7 @@ def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: S
             agent.status_sequence,
             agent.problem,
             agent.maintenance_wanted,
+            agent.queues,
         ).where(agent.name == agent_name)
     ).one_or_none()
     if row is None or row.session_id != session_id:
@@ -208,6 +220,7 @@ def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: S
         or (
             (frame.state, frame.slots_total, frame.slots_used, frame.problem) == stored
             and wish_after_status(frame.state, wanted=row.maintenance_wanted) == row.maintenance_wanted
+            and (frame.queues is None or queues_of(frame.queues) == row.queues)
         )
         for frame in statuses
     )
@@ -227,6 +240,8 @@ def note_status(agent: EdgeAgent, frame: Status) -> None:
     agent.slots_used = frame.slots_used
     agent.problem = None if frame.problem is None else clean(frame.problem)
     agent.maintenance_wanted = wish_after_status(frame.state, wanted=agent.maintenance_wanted)
+    if frame.queues is not None:
+        agent.queues = queues_of(frame.queues)
 
 
 def note_heartbeat(agent: EdgeAgent, frame: Heartbeat, now: datetime) -> None:

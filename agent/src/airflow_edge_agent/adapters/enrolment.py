@@ -1,0 +1,61 @@
+"""A transport that may be given its server and token later, or other ones."""
+
+from __future__ import annotations
+
+import asyncio
+
+from airflow_edge_agent.adapters.carriers import CarrierTransport
+from airflow_edge_agent.ports import Link, Presence
+from airflow_edge_agent.protocol.frames import Hello
+
+
+class Enrolment:
+    """Passes on to the transport of the current enrolment."""
+
+    def __init__(self, transport: CarrierTransport | None = None) -> None:
+        self._transport = transport
+        self._changed = asyncio.Event()
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether there is a server."""
+        return self._transport is not None
+
+    async def use(self, transport: CarrierTransport) -> None:
+        """Use this one from the next connection on; a connection that stands is given up."""
+        old, self._transport = self._transport, transport
+        self._changed.set()
+        if old is not None:
+            await old.close()
+
+    async def wait(self) -> None:
+        """Return once there is a server."""
+        while self._transport is None:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def connect(self, hello: Hello, presence: Presence) -> Link:
+        """Connect with the current enrolment.
+
+        :raises TransportError: no server there.
+        """
+        await self.wait()
+        assert self._transport is not None
+        self._changed.clear()
+        return await self._transport.connect(hello, presence)
+
+    async def climb(self) -> None:
+        """Return once connecting again gives another or a better link."""
+        assert self._transport is not None
+        waits = [asyncio.create_task(self._changed.wait()), asyncio.create_task(self._transport.climb())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._transport is not None:
+            await self._transport.close()

@@ -1,0 +1,1 @@
+"""``edgectl``, for operators. What must be quick loads nothing but the standard library."""

@@ -1,0 +1,130 @@
+"""What operators do with edgectl, with a real Airflow at the other end."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_edge_agent.ctl.client import Client
+from harness.agent import AgentProcess
+from harness.site import AirflowSite
+from harness.waiting import wait_until
+from integration.end_to_end.conftest import StartAgent
+
+pytestmark = pytest.mark.integration
+
+
+def ctl(agent: AgentProcess, *arguments: str, code: int | None = 0) -> str:
+    done = subprocess.run(
+        [Path(sys.prefix) / "bin" / "edgectl", "--config", agent.config, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+def row(site: AirflowSite, agent: AgentProcess, columns: str) -> tuple[Any, ...]:
+    (found,) = site.query(f"SELECT {columns} FROM edge_agent WHERE name = '{agent.name}'")
+    return tuple(found)
+
+
+def test_maintenance_from_both_ends(site: AirflowSite, start_agent: StartAgent) -> None:
+    agent = start_agent()
+    ctl(agent, "status", "--wait", "healthy", "--timeout", "30s")
+    ctl(agent, "maintenance", "on", "--comment", "new disk", "--wait")
+    wait_until(lambda: row(site, agent, "state")[0] == "maintenance mode", seconds=10, what="the server to show it")
+    by, comment = row(site, agent, "maintenance_by, maintenance_comment")
+    assert by == f"{getpass.getuser()}@{socket.gethostname()}"
+    assert comment == "new disk"
+    wait_until(
+        lambda: json.loads(ctl(agent, "status", "--json", code=None))["maintenance"]["told_to_server"],
+        seconds=10,
+        what="the server to confirm it",
+    )
+    agent.restart(kill=True)
+    ctl(agent, "status", "--wait", "maintenance", "--timeout", "30s")
+    ctl(agent, "status", "--wait", "connected", "--timeout", "30s")
+    assert json.loads(ctl(agent, "status", "--json", code=None))["maintenance"]["comment"] == "new disk"
+    # The other end takes it back, and asks for it in turn.
+    site.cli("edge-agents", "maintenance", "off", agent.name)
+    ctl(agent, "status", "--wait", "idle", "--timeout", "30s")
+    wait_until(
+        lambda: json.loads(ctl(agent, "status", "--json", code=None))["maintenance"] is None,
+        seconds=30,
+        what="maintenance to end",
+    )
+    site.cli("edge-agents", "maintenance", "on", agent.name, "--comment", "inventory")
+    ctl(agent, "status", "--wait", "maintenance", "--timeout", "30s")
+    found = json.loads(ctl(agent, "status", "--json", code=None))["maintenance"]
+    assert (found["comment"], found["asked_at"]) == ("inventory", "server")
+    assert found["by"]
+    # And here it ends again, for good.
+    ctl(agent, "maintenance", "off")
+    wait_until(lambda: row(site, agent, "state")[0] == "idle", seconds=10, what="the server to show the end")
+    assert row(site, agent, "maintenance_wanted") == (None,)
+
+
+def test_slots_and_queues_reach_the_server_within_a_second(site: AirflowSite, start_agent: StartAgent) -> None:
+    agent = start_agent()
+    ctl(agent, "status", "--wait", "healthy", "--timeout", "30s")
+    ctl(agent, "concurrency", "9")
+    wait_until(lambda: row(site, agent, "slots_total") == (9,), seconds=3, what="the slots to be stored")
+    ctl(agent, "queues", "--add", "press shop")
+    wait_until(lambda: "press shop" in str(row(site, agent, "queues")[0]), seconds=3, what="the queues to be stored")
+    checks = {check["name"]: check for check in json.loads(ctl(agent, "doctor", "--json", code=None))}
+    good = ("daemon", "DNS", "TCP", "token", "clock", "carrier")
+    assert [checks[name]["verdict"] for name in good] == ["ok"] * len(good)
+
+
+def test_a_restart_that_is_announced_leaves_a_running_task_alone(
+    site: AirflowSite, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    agent = start_agent()
+    run = site.api.trigger_dag("steps", conf={"dir": str(tmp_path)})
+    ctl(agent, "status", "--wait", "running", "--timeout", "60s")
+    wait_until(lambda: json.loads(ctl(agent, "jobs", "--json"))[0]["phase"] == "running", seconds=60, what="its start")
+    (job,) = json.loads(ctl(agent, "jobs", "--json"))
+    assert (job["phase"], job["dag_id"], job["task_id"]) == ("running", "steps", "stepwise")
+    wait_until(
+        lambda: "first line" in ctl(agent, "logs", job["job_id"][:8]),
+        seconds=90,
+        what="the first line",
+        seen=lambda: ctl(agent, "logs", job["job_id"]) + ctl(agent, "jobs"),
+    )
+    ctl(agent, "drain")
+    assert "still runs   steps" in ctl(agent, "status")
+    ctl(agent, "resume")
+    # As the unit's ExecStop does, when systemd says that the stop is part of a restart.
+    Client(agent.state_dir / "run" / "control.sock").ask("stopping", kind="restart")
+    assert agent.process is not None
+    agent.process.signal(signal.SIGTERM)
+    assert agent.process.wait(15) == 0
+    said = agent.log_text()
+    assert "stopping (restart), leaves to the next start 1 running job" in said
+    agent.start()
+    ctl(agent, "status", "--wait", "connected", "--timeout", "30s")
+    (again,) = json.loads(ctl(agent, "jobs", "--json"))
+    assert (again["job_id"], again["pid"]) == (job["job_id"], job["pid"])
+    follow = subprocess.Popen(
+        [Path(sys.prefix) / "bin" / "edgectl", "--config", agent.config, "logs", "-f", job["job_id"]],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert follow.stdout is not None
+    assert any("first line" in line for line in follow.stdout), "the log from its beginning"
+    # It is followed now: the test decides when the task goes on.
+    (tmp_path / "go").touch()
+    rest, _ = follow.communicate(timeout=60)
+    assert "last line" in rest
+    assert site.api.wait_for_run("steps", run, seconds=60) == "success"

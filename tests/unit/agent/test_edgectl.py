@@ -1,0 +1,417 @@
+"""edgectl against a real daemon process: without a server, but with a service manager that listens."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_edge_agent import __version__
+
+SECONDS = 30.0
+TOKEN = "eat_0123456789abcdef_" + "s" * 43
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+
+
+class Site:
+    """A daemon of its own below a short path, which every user may reach."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "agent.toml"
+        self.token = root / "token"
+        self.socket = root / "c.sock"
+        self.log = root / "log"
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.manager.bind(str(root / "n.sock"))
+        self.manager.settimeout(0)
+        self.heard: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.environment = {n: v for n, v in os.environ.items() if not n.startswith(("EDGE_AGENT_", "SUDO_"))}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.configure()
+
+    def configure(self, more: str = "", *, enrolled: bool = True, operators: str = "nobody-at-all") -> None:
+        server = f'server_url = "http://127.0.0.1:{self.port}"\n' if enrolled else ""
+        self.config.write_text(
+            f'{server}name = "edge-1"\ntoken_file = "{self.token}"\nstate_dir = "{self.root}/state"\n'
+            f'runtime_dir = "{self.root}/run"\nqueues = ["default"]\nconcurrency = 3\n{more}\n'
+            f'[runner]\npython = "{sys.executable}"\n[control]\nsocket = "{self.socket}"\n'
+            f'operator_group = "{operators}"\nread_group = "nogroup"\n'
+        )
+
+    def enroll(self) -> None:
+        self.token.touch(mode=0o600)
+        self.token.write_text(TOKEN)
+
+    def start(self, *, watchdog_seconds: float | None = None, **variables: str) -> None:
+        environment = self.environment | variables | {"NOTIFY_SOCKET": str(self.root / "n.sock")}
+        if watchdog_seconds is not None:
+            environment["WATCHDOG_USEC"] = str(int(watchdog_seconds * 1_000_000))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "airflow_edge_agent.main", "run", "--config", str(self.config)],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.wait_for(lambda: self.told("READY=1"))
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(SECONDS)
+        self.process = None
+        return code
+
+    def told(self, words: str) -> list[str]:
+        """Return what the service manager has been told with these words in it."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.heard.append(self.manager.recv(8_192).decode())
+        return [message for message in self.heard if words in message]
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert self.process is None or self.process.poll() is None or not self.told("READY"), self.said()
+            assert time.monotonic() < deadline, f"{self.said()}\n{self.heard}"
+            time.sleep(0.02)
+
+    def ctl(self, *arguments: str, stdin: str = "", code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow_edge_agent.ctl.main", "--config", str(self.config), *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS * 2,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def status(self, code: int = 2) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ctl("status", "--json", code=code))
+        return found
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.manager.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    root = Path(tempfile.mkdtemp(prefix="edgectl-"))
+    root.chmod(0o755)
+    site = Site(root)
+    yield site
+    site.close()
+    shutil.rmtree(root)
+
+
+def test_without_a_daemon(site: Site) -> None:
+    assert "does not run" in site.ctl("status", code=1)
+    assert json.loads(site.ctl("status", "--json", code=1))["health"] == "down"
+    site.ctl("status", "--wait", "down")
+    assert "not connected within" in site.ctl("status", "--wait", "connected", "--timeout", "1s", code=1)
+    for command in (["jobs"], ["drain"], ["maintenance", "on"], ["queues"], ["version", "--daemon"]):
+        assert "does not run" in site.ctl(*command, code=1)
+    assert site.ctl("version") == f"edgectl {__version__}\n"
+
+
+def test_usage(site: Site) -> None:
+    for words in (["dance"], ["maintenance"], ["maintenance", "on", "--for", "soon"], ["concurrency", "0"], []):
+        assert "usage:" in site.ctl(*words, code=64)
+    for words in (["--help"], ["status", "--help"], ["maintenance", "on", "--help"], ["enroll", "--help"]):
+        text = site.ctl(*words)
+        for code in (0, 1, 2, 3, 64, 70, 78):
+            assert f"  {code} " in text
+
+
+def test_enrolment_of_an_agent_that_waits_for_it(site: Site) -> None:
+    site.configure(enrolled=False)
+    site.start()
+    assert "not enrolled" in site.told("READY=1")[0]
+    assert site.status()["enrolled"] is False
+    assert "which server" in site.ctl("enroll", stdin=TOKEN, code=64)
+    assert "no token" in site.ctl("enroll", "--server-url", "http://127.0.0.1:1", stdin="nonsense", code=3)
+    url = f"http://127.0.0.1:{site.port}"
+    text = site.ctl("enroll", "--server-url", url, "--name", "press-07", stdin=TOKEN + "\n")
+    assert TOKEN not in text
+    assert stat.S_IMODE(site.token.stat().st_mode) in (0o600, 0o640)
+    assert site.token.read_text() == TOKEN + "\n"
+    site.wait_for(lambda: "not connected" in site.said())
+    found = site.status()
+    assert (found["enrolled"], found["server_url"], found["name"]) == (True, url, "press-07")
+    assert TOKEN not in site.said() + str(site.told(""))
+    assert not (site.root / "conf.d" / "00-enrolment.toml").read_text().count("eat_")
+    assert site.stop() == 0
+
+
+def test_a_drop_in_that_wins_over_the_enrolment_is_named(site: Site) -> None:
+    (site.root / "conf.d").mkdir()
+    other = site.root / "conf.d" / "site.toml"
+    other.write_text('name = "other"\n')
+    assert str(other) in site.ctl("enroll", "--name", "press-07", stdin=TOKEN, code=3)
+    assert not site.token.exists()
+
+
+def test_maintenance_survives_restarts_and_kills(site: Site) -> None:
+    site.enroll()
+    site.start()
+    text = site.ctl("maintenance", "on", "--comment", "new disk", "--for", "2h", "--wait")
+    assert "takes no new jobs" in text
+    before = site.status()["maintenance"]
+    assert (before["comment"], before["told_to_server"]) == ("new disk", False)
+    assert before["by"] == subprocess.check_output(["id", "-un"], text=True).strip()
+    site.wait_for(lambda: "maintenance mode (new disk)" in site.told("STATUS=")[-1])
+    assert site.stop() == 0
+    site.heard.clear()
+    site.start()
+    assert site.status()["maintenance"] == before
+    assert site.process is not None
+    site.process.kill()
+    site.process.wait()
+    site.heard.clear()
+    site.start()
+    assert site.status()["maintenance"] == before
+    site.ctl("maintenance", "off")
+    assert site.status()["maintenance"] is None
+    assert "was not in maintenance" in site.ctl("maintenance", "off")
+
+
+def test_slots_queues_and_drain_at_run_time(site: Site) -> None:
+    site.enroll()
+    site.start()
+    site.ctl("concurrency", "7")
+    assert json.loads(site.ctl("queues", "--add", "press", "--remove", "default", "--json")) == ["press"]
+    assert "at least one queue" in site.ctl("queues", "--remove", "press", code=3)
+    assert "does not serve nothing" in site.ctl("queues", "--remove", "nothing", code=3)
+    site.ctl("drain", "--wait")
+    found = site.status()
+    assert (found["slots_total"], found["queues"], bool(found["drained_by"])) == (7, ["press"], True)
+    assert "drained      by" in site.ctl("status", code=2)
+    site.ctl("status", "--wait", "drained")
+    site.ctl("resume")
+    assert site.status()["drained_by"] is None
+    assert site.ctl("jobs") == "no jobs\n"
+    assert "no job" in site.ctl("logs", "deadbeef", code=3)
+
+
+def ask_as(site: Site, uid: int, gid: int, request: dict[str, Any]) -> dict[str, Any]:
+    """Ask as another user. A fork: that user may not be able to start this Python."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(gid)
+            os.setuid(uid)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(SECONDS)
+                client.connect(str(site.socket))
+                client.sendall(json.dumps(request).encode() + b"\n")
+                os.write(write, client.makefile("rb").readline())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+    os.waitpid(pid, 0)
+    return found
+
+
+@needs_root
+def test_who_may_do_what(site: Site) -> None:
+    site.enroll()
+    site.start()
+    reader = grp.getgrnam("nogroup").gr_gid
+    looks = [{"do": "status"}, {"do": "jobs"}, {"do": "queues"}, {"do": "facts"}]
+    changes: list[dict[str, Any]] = [
+        {"do": "maintenance", "on": True},
+        {"do": "drain"},
+        {"do": "resume"},
+        {"do": "concurrency", "slots": 1},
+        {"do": "set_queues", "add": ["x"]},
+        {"do": "reload"},
+        {"do": "enroll"},
+        {"do": "stopping", "kind": "stop"},
+    ]
+    stranger = 12_345
+    for request in looks:
+        assert ask_as(site, stranger, reader, request)["ok"]
+        assert ask_as(site, stranger, stranger, request)["error"]["code"] == "permission"
+    for request in changes:
+        for gid in (reader, stranger):
+            assert ask_as(site, stranger, gid, request)["error"]["code"] == "permission"
+    site.configure(operators="nogroup")
+    site.stop()
+    site.heard.clear()
+    site.start()
+    answer = ask_as(site, stranger, reader, {"do": "maintenance", "on": True, "on_behalf_of": "root"})
+    assert answer["status"]["maintenance"]["by"] == f"uid {stranger}", "only root is believed about others"
+    assert ask_as(site, stranger, reader, {"do": "stopping", "kind": "stop"})["error"]["code"] == "permission"
+    assert ask_as(site, stranger, stranger, {"do": "status"})["error"]["code"] == "permission"
+
+
+def test_bad_requests_get_an_answer_and_do_no_harm(site: Site) -> None:
+    site.enroll()
+    site.start()
+    for line, code in (
+        (b"nonsense", "bad_request"),
+        (b"[]", "bad_request"),
+        (b'{"do": 7}', "bad_request"),
+        (b'{"do": "dance"}', "unknown"),
+        (b'{"do": "concurrency", "slots": 0}', "bad_request"),
+        (b'{"do": "concurrency", "slots": 2, "more": 1}', "bad_request"),
+        (b'{"do": "freeze", "loop": "time", "how": "hang"}', "permission"),
+        (b"[" * 50_000, "bad_request"),
+        (b"x" * 100_000, "bad_request"),
+    ):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(str(site.socket))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                client.sendall(line + b"\n")
+            answer = json.loads(client.makefile().readline())
+            assert answer["error"]["code"] == code, line[:40]
+    crowd = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    try:
+        for client in crowd:
+            client.connect(str(site.socket))
+        crowd[-1].settimeout(SECONDS)
+        assert json.loads(crowd[-1].makefile().readline())["error"]["code"] == "busy"
+    finally:
+        for client in crowd:
+            client.close()
+    site.wait_for(lambda: site.status()["health"] == "degraded")
+    assert "Traceback" not in site.said()
+
+
+def test_reload(site: Site) -> None:
+    site.enroll()
+    site.start()
+    site.ctl("concurrency", "9")
+    site.configure('spool_max_mb = 20\nca_file = "/etc/hostname"\n[drain]\ndeadline_seconds = 3\n')
+    text = site.ctl("reload")
+    assert "in effect now: spool_max_mb, drain" in text
+    assert "in effect after a restart: ca_file" in text
+    assert site.status()["slots_total"] == 9, "what was changed at run time stays if the file says nothing new"
+    site.configure("concurency = 3")
+    assert "did you mean 'concurrency'" in site.ctl("reload", code=3)
+    site.configure("[log]\nlevel = 'debug'\n")
+    assert site.process is not None
+    site.process.send_signal(signal.SIGHUP)
+    site.wait_for(lambda: len(site.told("RELOADING=1")) == 3)
+    site.wait_for(lambda: len(site.told("READY=1")) == 4)
+    assert "keeps the old configuration" in site.said()
+    assert site.stop() == 0
+    assert site.told("STOPPING=1")
+
+
+def test_what_a_stop_is_for(site: Site) -> None:
+    site.enroll()
+    site.start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(site.socket))
+        client.sendall(b'{"do": "stopping", "kind": "restart"}\n')
+        assert json.loads(client.makefile().readline())["ok"]
+    assert not site.told("STOPPING=1")
+    assert site.stop() == 0
+    assert "stopping (restart)" in site.said()
+    assert not site.socket.exists()
+
+
+@pytest.mark.parametrize("how", ["hang", "block"])
+@needs_root
+def test_a_frozen_loop_is_named_and_gives_no_more_signs_of_life(site: Site, how: str) -> None:
+    site.enroll()
+    site.start(watchdog_seconds=2, EDGE_AGENT_DEBUG="1")
+    site.wait_for(lambda: len(site.told("WATCHDOG=1")) >= 2)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(site.socket))
+        client.sendall(json.dumps({"do": "freeze", "loop": "status", "how": how}).encode() + b"\n")
+        client.settimeout(SECONDS)
+        assert json.loads(client.makefile().readline())["ok"]
+    if how == "hang":
+        # It may be quiet for a minute: what is seen here is that the daemon goes on serving, and that nobody is misled.
+        assert site.status()["health"] == "degraded"
+        return
+    site.wait_for(lambda: "the status loop is stuck and blocks the event loop" in site.said())
+    before = len(site.told("WATCHDOG=1"))
+    time.sleep(2)
+    assert len(site.told("WATCHDOG=1")) == before
+
+
+def test_children_know_nothing_of_the_service_manager(site: Site) -> None:
+    site.enroll()
+    shown = site.root / "shown"
+    command = f"import json, os; open({str(shown)!r}, 'w').write(json.dumps(dict(os.environ))); print(1)"
+    site.configure(
+        f"[custom_metrics.env]\ncommand = {json.dumps([sys.executable, '-c', command])}\ninterval_seconds = 5\n"
+    )
+    site.start(watchdog_seconds=60)
+    site.wait_for(lambda: shown.exists() and shown.read_text().endswith("}"))
+    variables = json.loads(shown.read_text())
+    assert not [name for name in variables if name.startswith(("NOTIFY", "WATCHDOG", "EDGE_AGENT"))]
+
+
+def test_doctor_and_bugreport_without_a_daemon(site: Site) -> None:
+    site.enroll()
+    site.config.write_text(site.config.read_text() + '[runner.env]\nDB_PASSWORD = "hunter2"\n')
+    checks = {check["name"]: check for check in json.loads(site.ctl("doctor", "--json", code=1))}
+    assert checks["daemon"]["verdict"] == "fail"
+    assert checks["TCP"]["verdict"] == "fail"
+    assert checks["task runtime"]["verdict"] == "ok"
+    assert all(check["remedy"] for check in checks.values() if check["verdict"] in ("warn", "fail"))
+    report = site.root / "report.tgz"
+    site.ctl("bugreport", "--output", str(report))
+    assert stat.S_IMODE(report.stat().st_mode) == 0o600
+    assert "File exists" in site.ctl("bugreport", "--output", str(report), code=3)
+    with tarfile.open(report) as archive:
+        texts = [file.read().decode() for member in archive if (file := archive.extractfile(member))]
+    assert len(texts) == 5
+    for secret in ("hunter2", "s" * 43, "127.0.0.1"):
+        assert secret not in "".join(text for text in texts if '"remedy"' not in text)
+
+
+def test_the_configuration_commands(site: Site) -> None:
+    assert site.ctl("config", "check", "--quiet") == ""
+    assert f'state_dir = "{site.root}/state"' in site.ctl("config", "show")
+    shown = {entry["name"]: entry for entry in json.loads(site.ctl("config", "show", "--json"))}
+    assert shown["concurrency"] == {"name": "concurrency", "value": 3, "origin": str(site.config)}
+    site.config.write_text('server_url = "https://x"\nconcurency = 2')
+    assert "did you mean 'concurrency'" in site.ctl("config", "check", code=78)
+
+
+def test_status_is_quick_and_loads_little() -> None:
+    script = (
+        "import sys, airflow_edge_agent.ctl.main, airflow_edge_agent.ctl.commands\n"
+        "print([m for m in ('pydantic', 'httpx', 'asyncio', 'structlog', 'psutil') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
