@@ -80,4 +80,4 @@ def steps() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main.main(warm_up=steps, body=body))
+    sys.exit(main.main(warm_up=steps, body=body, program=Path(__file__)))
