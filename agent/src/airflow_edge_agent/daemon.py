@@ -24,12 +24,12 @@ from airflow_edge_agent.adapters.files import (
     make_private_dir,
     read_token,
 )
-from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
+from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS, DirectoryJobStore
 from airflow_edge_agent.adapters.memory import give_back_memory
 from airflow_edge_agent.adapters.metrics import PsutilProbe
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.notify import SystemdNotifier
-from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
+from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import check_runtime, task_environment
 from airflow_edge_agent.core.agent import AgentCore, Limits
 from airflow_edge_agent.core.backoff import Backoff
@@ -70,7 +70,10 @@ def run(settings: Settings) -> int:
     try:
         for directory in (settings.state_dir, settings.run_dir, settings.jobs_dir):
             make_private_dir(directory)
-        check_socket_path(settings.run_dir / RUNNER_SOCKET)
+        if settings.runner.socket is None:
+            make_private_dir(settings.runner_dir)
+            make_private_dir(settings.runner_dir / RUNNER_JOBS)
+        check_socket_path(settings.runner_socket)
         lock = DirectoryLock(settings.state_dir)
         identity = Identity(agent_identity(settings.state_dir), boot_identity(), str(uuid.uuid4()))
     except StoreError as error:
@@ -93,12 +96,16 @@ def run(settings: Settings) -> int:
 
 
 async def _run(settings: Settings, identity: Identity, transport: CarrierTransport) -> int:
-    store = DirectoryJobStore(settings.jobs_dir)
+    store = DirectoryJobStore(settings.jobs_dir, settings.runner_dir)
     runner = SubprocessRunner(
         python=settings.runner.python,
-        run_dir=settings.run_dir,
-        jobs_dir=settings.jobs_dir,
-        idle_seconds=settings.runner.idle_seconds,
+        socket_path=settings.runner_socket,
+        runner_dir=settings.runner_dir,
+        foreign=settings.runner.socket is not None,
+        options=RunnerOptions(
+            idle_seconds=settings.runner.idle_seconds,
+            stop_without_agent_seconds=settings.runner.stop_without_agent_seconds,
+        ),
         environment=task_environment(settings),
     )
     core = AgentCore(

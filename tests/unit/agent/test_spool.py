@@ -156,7 +156,10 @@ def test_no_more_jobs_where_nothing_can_be_dropped(why: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path
+    """A folder that is both the daemon's and the runner's."""
+    path = tmp_path / "jobs"
+    path.mkdir()
+    return path
 
 
 def blocks(store_dir: Path, job_id: str) -> int:
@@ -164,7 +167,7 @@ def blocks(store_dir: Path, job_id: str) -> int:
 
 
 def test_dropped_bytes_give_their_blocks_back(folder: Path) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     log = folder / offer.job_id / "task.log"
@@ -176,7 +179,7 @@ def test_dropped_bytes_give_their_blocks_back(folder: Path) -> None:
 
 
 def test_a_log_that_is_cut_in_the_middle_of_a_line(folder: Path) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     (folder / offer.job_id / "task.log").write_bytes(b"abcdefgh\n" * 1_000)
@@ -190,7 +193,7 @@ def test_a_log_that_is_cut_in_the_middle_of_a_line(folder: Path) -> None:
 def test_growing_cutting_shipping_and_restarting_in_any_order(folder: Path) -> None:
     for seed in range(40):
         chance = random.Random(seed)
-        store = DirectoryJobStore(folder)
+        store = DirectoryJobStore(folder, folder.parent)
         offer = make_offer()
         store.add(offer, "boot")
         written = 0
@@ -209,7 +212,7 @@ def test_growing_cutting_shipping_and_restarting_in_any_order(folder: Path) -> N
                     after = store.shed_log(offer.job_id, len(shipped), chance.randrange(1, left + 1))
                     assert after == store.log_size(offer.job_id) <= before + 300
                 case 4:
-                    store = DirectoryJobStore(folder)
+                    store = DirectoryJobStore(folder, folder.parent)
         shipped += store.read_log(offer.job_id, len(shipped), 10**9)
         assert len(shipped) == store.log_size(offer.job_id)
         assert shipped == store.read_log(offer.job_id, 0, 10**9), "what was sent stays what it was"
@@ -228,7 +231,7 @@ def test_a_file_system_that_cannot_do_it(folder: Path, monkeypatch: pytest.Monke
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(cuts, "_punch", refuse)
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     (folder / offer.job_id / "task.log").write_bytes(b"x" * 10_000)
@@ -251,7 +254,7 @@ def no_room(*_: object, **__: object) -> None:
 def test_a_full_disk_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[DirectoryJobStore, str], object]
 ) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     (folder / offer.job_id / "task.log").write_bytes(b"x" * 10_000)
@@ -263,7 +266,7 @@ def test_a_full_disk_is_one_line(
 
 
 def test_a_full_disk_is_seen_before_a_job_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     assert store.check() is None
     monkeypatch.setattr(Path, "write_bytes", no_room)
     assert store.check() == f"{folder}: No space left on device"

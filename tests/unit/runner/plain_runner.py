@@ -74,7 +74,7 @@ def steps() -> Iterator[None]:
     while gate and not Path(gate).exists():
         time.sleep(0.01)
         yield
-    if os.environ.get("UNUSABLE"):
+    if os.environ.get("UNUSABLE") or Path(os.environ.get("UNUSABLE_IF", "/nowhere")).exists():
         raise warm.UnusableRuntime("nothing works here")
     yield
 

@@ -89,7 +89,8 @@ def _set_up(options: argparse.Namespace, notifier: sockets.Notifier, program: Pa
     if isinstance(groups, cgroups.Cgroups):
         groups.remove_stale(dead)
     successor_options = [
-        f"--jobs-dir={options.jobs_dir}",
+        "--jobs-dir",
+        str(options.jobs_dir),
         f"--idle-seconds={options.idle_seconds:g}",
         f"--stop-without-agent-seconds={options.stop_without_agent_seconds:g}",
         *(f"--peer-uid={uid}" for uid in options.peer_uid),

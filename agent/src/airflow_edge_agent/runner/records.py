@@ -129,8 +129,8 @@ def clean_up_after_another(folder: Path) -> list[str]:
         if of_boot != boot or _is_at_work(*runner):
             continue
         _end_family(*leader)
-        write_result(job_folder, make_result(job_folder.name, Report(Outcome.LOST, None, _RUNNER_DIED)))
         remove_temp(job_folder)
+        write_result(job_folder, make_result(job_folder.name, Report(Outcome.LOST, None, _RUNNER_DIED)))
         cleaned.append(job_folder.name)
     return cleaned
 

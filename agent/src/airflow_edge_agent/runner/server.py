@@ -224,7 +224,7 @@ class Runner:
         self._jobs.reap()
         if before > 0:
             self._busy_until = time.monotonic()
-        if self._jobs.zygote is not None and not self._jobs.zygote.alive:
+        if self._jobs.zygote is not None and self._jobs.zygote.has_died():
             # Nothing can be started here any more; what runs is not touched by that.
             self._renew()
 

@@ -85,9 +85,14 @@ class Zygote:
             self.made.discard(pid)
         return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
-    def close(self) -> None:
-        """Let it end."""
-        self._connection.close()
+    def has_died(self) -> bool:
+        """Tell whether it is gone, so that nothing can be started any more."""
+        if self.alive:
+            try:
+                self.alive = os.waitpid(self.pid, os.WNOHANG)[0] == 0
+            except ChildProcessError:
+                self.alive = False
+        return not self.alive
 
     def _fork(self, kind: str, place: child.Place, descriptors: list[int]) -> int:
         request = {"kind": kind, "folder": str(place.folder), "runner": place.runner, "procs": place.procs}
