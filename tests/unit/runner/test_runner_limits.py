@@ -34,7 +34,7 @@ def test_from_the_wire_and_back() -> None:
     ],
 )
 def test_bad_limits(data: Any, message: str) -> None:
-    with pytest.raises(ValueError, match="^limits: ") as caught:
+    with pytest.raises(ValueError, match=r"^limits: ") as caught:
         Limits.from_dict(data)
     assert str(caught.value) == message
 
