@@ -31,14 +31,20 @@ class RunnerSide(Protocol):
 
 
 class DirectoryRunnerSide:
-    def __init__(self, jobs_dir: Path) -> None:
-        self._jobs_dir = jobs_dir
+    def __init__(self, runner_dir: Path) -> None:
+        self._jobs_dir = runner_dir / "jobs"
+        self._jobs_dir.mkdir(parents=True)
+
+    def _folder(self, job_id: str) -> Path:
+        folder = self._jobs_dir / job_id
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def runner_took(self, job_id: str) -> None:
-        (self._jobs_dir / job_id / "pid.json").write_text('{"pid": 1, "start_time": 2}')
+        (self._folder(job_id) / "pid.json").write_text('{"pid": 1, "start_time": 2}')
 
     def runner_logged(self, job_id: str, data: bytes) -> None:
-        with (self._jobs_dir / job_id / "task.log").open("ab") as log:
+        with (self._folder(job_id) / "task.log").open("ab") as log:
             log.write(data)
 
     def runner_ended(
@@ -51,7 +57,7 @@ class DirectoryRunnerSide:
             "detail": detail,
             "finished_at": "2026-03-01T12:00:00+00:00",
         }
-        (self._jobs_dir / job_id / "result.json").write_text(json.dumps(record | usage.model_dump()))
+        (self._folder(job_id) / "result.json").write_text(json.dumps(record | usage.model_dump()))
 
 
 Sides = tuple[JobStore, RunnerSide]
@@ -63,7 +69,9 @@ def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sides]:
         memory = MemoryJobStore()
         yield memory, memory
     else:
-        yield DirectoryJobStore(tmp_path), DirectoryRunnerSide(tmp_path)
+        jobs, runner = tmp_path / "own", tmp_path / "runner"
+        jobs.mkdir()
+        yield DirectoryJobStore(jobs, runner), DirectoryRunnerSide(runner)
 
 
 USAGE = Usage(wall_seconds=1.5, cpu_seconds=0.25, peak_memory_bytes=1 << 20)

@@ -22,11 +22,14 @@ _KEEP_SECONDS = 0.03
 
 
 class KeptLogs:
-    """Keeps every task log that an agent has on disk, by a second link to the file, beyond its delivery."""
+    """Keeps every task log that an agent has on disk, by a descriptor of the file, beyond its delivery.
+
+    Not by a second link: the agent does not read a log that has another name somewhere.
+    """
 
     def __init__(self, state_dir: Path) -> None:
-        self.folder = state_dir / "kept"
-        self._jobs = state_dir / "jobs"
+        self._jobs = state_dir / "runner" / "jobs"
+        self._kept: dict[str, list[int]] = {}
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kept-logs", daemon=True)
         self._seen: set[tuple[str, int]] = set()
@@ -39,8 +42,8 @@ class KeptLogs:
 
     def read(self, job_id: str) -> bytes | None:
         """Return the log of a job as its last dispatch left it; ``None``: it had none."""
-        found = sorted(self.folder.glob(f"{job_id}.*"), key=lambda path: int(path.suffix[1:]))
-        return found[-1].read_bytes() if found else None
+        found = self._kept.get(job_id)
+        return os.pread(found[-1], os.fstat(found[-1]).st_size, 0) if found else None
 
     def _run(self) -> None:
         while not self._leaving.wait(_KEEP_SECONDS):
@@ -53,8 +56,7 @@ class KeptLogs:
         with contextlib.suppress(OSError):
             key = (job.name, log.stat().st_ino)
             if key not in self._seen:
-                self.folder.mkdir(exist_ok=True)
-                os.link(log, self.folder / f"{job.name}.{len(self._seen)}")
+                self._kept.setdefault(job.name, []).append(os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
                 self._seen.add(key)
 
 

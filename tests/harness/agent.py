@@ -209,7 +209,7 @@ class AgentProcess:
 
     def runner(self) -> psutil.Process | None:
         """Return the warm runner's process, if there is one."""
-        jobs = str(self.state_dir / "jobs")
+        jobs = str(self.state_dir / "runner" / "jobs")
         for process in self.keeper.processes():
             try:
                 command = process.cmdline()
@@ -231,7 +231,12 @@ class AgentProcess:
     def job_processes(self) -> list[psutil.Process]:
         """Return all processes of running jobs."""
         runner = self.runner()
-        return descendants(runner.pid) if runner else []
+        return [process for process in descendants(runner.pid) if not _is_zygote(process)] if runner else []
+
+    def zygotes(self) -> list[psutil.Process]:
+        """Return what the runner forks jobs from."""
+        runner = self.runner()
+        return [process for process in descendants(runner.pid) if _is_zygote(process)] if runner else []
 
     def usage(self) -> Usage:
         """Measure the memory of the agent's processes: PSS, shared pages counted by share."""
@@ -239,20 +244,25 @@ class AgentProcess:
         daemon = self._daemon()
         return Usage(
             daemon_pss_bytes=_pss(psutil.Process(daemon.pid)) if daemon.running else 0,
-            runner_pss_bytes=_pss(runner) if runner else 0,
+            runner_pss_bytes=sum(map(_pss, [*([runner] if runner else []), *self.zygotes()])),
             jobs_pss_bytes=sum(map(_pss, jobs)),
             job_processes=len(jobs),
         )
 
     def cpu_seconds(self) -> tuple[float, float]:
         """User and system time used so far by the daemon, and by the runner and all that it has started."""
-        runner = self.runner()
         daemon = _cpu_seconds(psutil.Process(self._daemon().pid)) if self.running else 0.0
-        return daemon, sum(map(_cpu_seconds, [*([runner] if runner else []), *self.job_processes()]))
+        return daemon, sum(map(_cpu_seconds, self._all()))
 
     def _all(self) -> list[psutil.Process]:
         runner = self.runner()
-        return [*self.job_processes(), *([runner] if runner else [])]
+        return [*self.job_processes(), *self.zygotes(), *([runner] if runner else [])]
+
+
+def _is_zygote(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.name() == "edge-zygote"
+    return False
 
 
 def _is_job(process: psutil.Process, jobs: str) -> bool:

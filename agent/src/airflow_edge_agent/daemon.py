@@ -29,12 +29,12 @@ from airflow_edge_agent.adapters.files import (
     check_socket_path,
     make_private_dir,
 )
-from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
+from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS, DirectoryJobStore
 from airflow_edge_agent.adapters.maintenance_file import MaintenanceFile
 from airflow_edge_agent.adapters.memory import give_back_memory
 from airflow_edge_agent.adapters.metrics import PsutilProbe
 from airflow_edge_agent.adapters.notify import SystemdNotifier
-from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
+from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import task_environment
 from airflow_edge_agent.adapters.runtime_watch import RuntimeWatch
 from airflow_edge_agent.configuration import DEBUG_VARIABLE, Loaded
@@ -63,6 +63,7 @@ from airflow_edge_agent.runtime.reports import NOT_ENROLLED, Person, Reporter
 from airflow_edge_agent.runtime.service import status_loop
 from airflow_edge_agent.runtime.tasklog import TaskLogs
 from airflow_edge_agent.runtime.watchdog import Watchdog
+from airflow_edge_agent.taskruntime import TaskRuntime
 
 log = structlog.get_logger()
 
@@ -97,7 +98,10 @@ def run(loaded: Loaded, read_again: Callable[[], Loaded], journal: SendEntry | N
     try:
         for directory in (settings.state_dir, settings.run_dir, settings.jobs_dir):
             make_private_dir(directory)
-        check_socket_path(settings.run_dir / RUNNER_SOCKET)
+        if settings.runner.socket is None:
+            make_private_dir(settings.runner_dir)
+            make_private_dir(settings.runner_dir / RUNNER_JOBS)
+        check_socket_path(settings.runner_socket)
         lock = DirectoryLock(settings.state_dir)
         identity = Identity(agent_identity(settings.state_dir), boot_identity(), str(uuid.uuid4()))
     except StoreError as error:
@@ -131,13 +135,17 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     journal: SendEntry | None,
 ) -> int:
     settings = loaded.settings
-    store = DirectoryJobStore(settings.jobs_dir)
+    store = DirectoryJobStore(settings.jobs_dir, settings.runner_dir)
     maintenance = MaintenanceFile(settings.state_dir)
     runner = SubprocessRunner(
         python=settings.runner.python,
-        run_dir=settings.run_dir,
-        jobs_dir=settings.jobs_dir,
-        idle_seconds=settings.runner.idle_seconds,
+        socket_path=settings.runner_socket,
+        runner_dir=settings.runner_dir,
+        foreign=settings.runner.socket is not None,
+        options=RunnerOptions(
+            idle_seconds=settings.runner.idle_seconds,
+            stop_without_agent_seconds=settings.runner.stop_without_agent_seconds,
+        ),
         environment=task_environment(settings),
     )
     core = AgentCore(limits_of(settings))
@@ -179,28 +187,8 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     )
     link.versions = versions
 
-    def on_versions(found: dict[str, str]) -> None:
-        known = {key: found[key] for key in ("task_sdk", "airflow") if found.get(key)}
-        link.runtime_known(versions.model_copy(update=known))
-
-    watch = RuntimeWatch(settings.runner.python, task_environment(settings))
-    runtime_failed = asyncio.Event()
-
-    def on_ready(found: dict[str, str]) -> None:
-        watch.proven()
-        on_versions(found)
-
-    def on_runner_problem(problem: str) -> None:
-        watch.failed(problem)
-        runtime_failed.set()
-
-    def check(*, prove: bool) -> str | None:
-        sdk, problem = watch.check(prove=prove)
-        if sdk is not None:
-            on_versions({"task_sdk": sdk})
-        return problem or store.check()
-
-    pump.on_runner_problem = on_runner_problem
+    runtime = TaskRuntime(RuntimeWatch(settings.runner.python, task_environment(settings)), store, link, versions)
+    pump.on_runner_problem = runtime.failed
     loop = asyncio.get_running_loop()
     progress = Progress()
     person = Person(settings.name, __version__, os.getpid(), identity.agent_id, identity.instance_id, loop.time())
@@ -265,11 +253,11 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     )
     loops = {
         "link": link.run(),
-        "runner": runner_loop(pump, runner, store, on_ready),
+        "runner": runner_loop(pump, runner, store, runtime.ready),
         "signals": pump.signal_loop(),
         "time": time_loop(pump, store),
         "thrift": thrift_loop(pump, give_back_memory),
-        "runtime": runtime_loop(pump, check, runtime_failed),
+        "runtime": runtime_loop(pump, runtime.check, runtime.has_failed),
         "flush": _flush(pump),
         "maintenance": deadline_loop(pump),
         "health": health.run(),

@@ -91,6 +91,12 @@ class RunnerSettings(_Section):
     """Variables for tasks."""
     pass_env: list[str] = []
     """Names of the agent's own variables that tasks get, too."""
+    dir: AbsolutePath | None = None
+    """The runner's folder: logs and results of jobs; by default ``runner`` below the state directory."""
+    socket: AbsolutePath | None = None
+    """Where a runner listens that somebody else starts, e.g. systemd; by default the agent starts its own."""
+    stop_without_agent_seconds: float = Field(default=0, ge=0)
+    """Tell tasks to end when no agent has been there for so long; 0: never."""
 
 
 class LimitsSettings(LimitSettings):
@@ -305,8 +311,18 @@ class Settings(BaseSettings):
 
     @property
     def jobs_dir(self) -> Path:
-        """One directory for each job."""
+        """One directory for each job, the agent's own."""
         return self.state_dir / "jobs"
+
+    @property
+    def runner_dir(self) -> Path:
+        """What the runner writes, and tasks can reach."""
+        return self.runner.dir or self.state_dir / "runner"
+
+    @property
+    def runner_socket(self) -> Path:
+        """Where the runner listens."""
+        return self.runner.socket or self.run_dir / "runner.sock"
 
     @property
     def control_socket(self) -> Path:

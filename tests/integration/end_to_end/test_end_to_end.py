@@ -48,7 +48,7 @@ def wait_for_note(folder: Path, text: str, seconds: float = 60) -> None:
 
 
 def only_job(agent: AgentProcess) -> Path:
-    (job,) = (agent.state_dir / "jobs").iterdir()
+    (job,) = (agent.state_dir / "runner" / "jobs").iterdir()
     return job
 
 

@@ -21,8 +21,16 @@ from fakes.frames import make_offer, make_welcome, new_id
 
 
 @pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder that is both the daemon's and the runner's."""
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> DirectoryJobStore:
-    return DirectoryJobStore(tmp_path)
+    return DirectoryJobStore(tmp_path, tmp_path.parent)
 
 
 def add(store: DirectoryJobStore) -> str:
@@ -125,7 +133,7 @@ def test_a_log_that_is_a_directory(store: DirectoryJobStore, tmp_path: Path) -> 
 
 def test_no_place_for_a_job(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
-        add(DirectoryJobStore(tmp_path / "gone"))
+        add(DirectoryJobStore(tmp_path / "gone", tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -138,7 +146,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         "from airflow_edge_agent.protocol.jobs import Outcome\n"
         "from fakes.frames import make_offer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
-        "store = DirectoryJobStore(Path(sys.argv[1])); offer = make_offer()\n"
+        "store = DirectoryJobStore(Path(sys.argv[1]), Path(sys.argv[1])); offer = make_offer()\n"
         "try: store.add(offer, 'boot')\n"
         "except StoreError as error: print(error)\n"
         "store.record_end(JobEnded(offer.job_id, Outcome.LOST))\n"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_edge_agent.adapters.runner import RUNNER_SOCKET, SubprocessRunner
+from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
 from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import FrameArrived, LinkOpened, Say, StartJob
 from airflow_edge_agent.core.limits import Granted, LimitRules, grant
@@ -169,9 +169,14 @@ async def test_the_runner_is_told(tmp_path: Path, limits: JobLimits | None, wire
         lines.put_nowait(await reader.readline())
         writer.close()
 
-    async with await asyncio.start_unix_server(listen, tmp_path / RUNNER_SOCKET):
+    path = tmp_path / "runner.sock"
+    async with await asyncio.start_unix_server(listen, path):
         runner = SubprocessRunner(
-            python=Path("/none"), run_dir=tmp_path, jobs_dir=tmp_path, idle_seconds=1, environment={}
+            python=Path("/none"),
+            socket_path=path,
+            runner_dir=tmp_path,
+            options=RunnerOptions(idle_seconds=1),
+            environment={},
         )
         await runner.start(make_offer(), "http://server/execution/", limits)
         line = await asyncio.wait_for(lines.get(), 10)

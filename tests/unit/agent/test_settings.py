@@ -45,6 +45,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.name
     assert settings.run_dir == settings.state_dir / "run"
     assert settings.jobs_dir == settings.state_dir / "jobs"
+    assert settings.runner_dir == settings.state_dir / "runner"
+    assert settings.runner_socket == settings.run_dir / "runner.sock"
     assert (settings.log.level, settings.log.format) == ("info", "auto")
 
 

@@ -157,7 +157,10 @@ def test_no_more_jobs_where_nothing_can_be_dropped(why: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path
+    """A folder that is both the daemon's and the runner's."""
+    path = tmp_path / "jobs"
+    path.mkdir()
+    return path
 
 
 def blocks(store_dir: Path, job_id: str) -> int:
@@ -165,7 +168,7 @@ def blocks(store_dir: Path, job_id: str) -> int:
 
 
 def test_dropped_bytes_give_their_blocks_back(folder: Path) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     log = folder / offer.job_id / "task.log"
@@ -177,7 +180,7 @@ def test_dropped_bytes_give_their_blocks_back(folder: Path) -> None:
 
 
 def test_a_log_that_is_cut_in_the_middle_of_a_line(folder: Path) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     (folder / offer.job_id / "task.log").write_bytes(b"abcdefgh\n" * 1_000)
@@ -191,7 +194,7 @@ def test_a_log_that_is_cut_in_the_middle_of_a_line(folder: Path) -> None:
 def test_growing_cutting_shipping_and_restarting_in_any_order(folder: Path) -> None:
     for seed in range(40):
         chance = random.Random(seed)
-        store = DirectoryJobStore(folder)
+        store = DirectoryJobStore(folder, folder.parent)
         offer = make_offer()
         store.add(offer, "boot")
         written = 0
@@ -210,7 +213,7 @@ def test_growing_cutting_shipping_and_restarting_in_any_order(folder: Path) -> N
                     after = store.shed_log(offer.job_id, len(shipped), chance.randrange(1, left + 1))
                     assert after == store.log_size(offer.job_id) <= before + 300
                 case 4:
-                    store = DirectoryJobStore(folder)
+                    store = DirectoryJobStore(folder, folder.parent)
         shipped += store.read_log(offer.job_id, len(shipped), 10**9)
         assert len(shipped) == store.log_size(offer.job_id)
         assert shipped == store.read_log(offer.job_id, 0, 10**9), "what was sent stays what it was"
@@ -229,7 +232,7 @@ def test_a_file_system_that_cannot_do_it(folder: Path, monkeypatch: pytest.Monke
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(cuts, "_punch", refuse)
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     (folder / offer.job_id / "task.log").write_bytes(b"x" * 10_000)
@@ -252,7 +255,7 @@ def no_room(*_: object, **__: object) -> None:
 def test_a_full_disk_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[DirectoryJobStore, str], object]
 ) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     (folder / offer.job_id / "task.log").write_bytes(b"x" * 10_000)
@@ -264,7 +267,7 @@ def test_a_full_disk_is_one_line(
 
 
 def test_a_full_disk_is_seen_before_a_job_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     assert store.check() is None
     monkeypatch.setattr(Path, "write_bytes", no_room)
     assert store.check() == f"{folder}: No space left on device"
@@ -303,26 +306,26 @@ def test_a_note_on_disk_frees_the_rest_while_the_server_is_away() -> None:
 
 
 def test_a_note_survives_a_restart_until_it_is_not_true_any_more(folder: Path) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     assert store.sent(offer.job_id) is None
     store.note_sent(offer.job_id, 5_000)
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     assert store.sent(offer.job_id) == 5_000
     store.sending(offer.job_id, 5_000)
     assert store.sent(offer.job_id) == 5_000
     store.sending(offer.job_id, 5_001)
     assert store.sent(offer.job_id) is None
-    assert DirectoryJobStore(folder).sent(offer.job_id) is None
+    assert DirectoryJobStore(folder, folder.parent).sent(offer.job_id) is None
 
 
 def test_without_room_for_a_note_there_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DirectoryJobStore(folder)
+    store = DirectoryJobStore(folder, folder.parent)
     offer = make_offer()
     store.add(offer, "boot")
     monkeypatch.setattr(jobstore, "write_atomically", no_room)
     store.note_sent(offer.job_id, 5_000)
     assert store.sent(offer.job_id) is None
     (folder / offer.job_id / "sent.json").write_text('"damaged')
-    assert DirectoryJobStore(folder).sent(offer.job_id) is None
+    assert DirectoryJobStore(folder, folder.parent).sent(offer.job_id) is None

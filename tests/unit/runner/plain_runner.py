@@ -74,10 +74,10 @@ def steps() -> Iterator[None]:
     while gate and not Path(gate).exists():
         time.sleep(0.01)
         yield
-    if os.environ.get("UNUSABLE"):
+    if os.environ.get("UNUSABLE") or Path(os.environ.get("UNUSABLE_IF", "/nowhere")).exists():
         raise warm.UnusableRuntime("nothing works here")
     yield
 
 
 if __name__ == "__main__":
-    sys.exit(main.main(warm_up=steps, body=body))
+    sys.exit(main.main(warm_up=steps, body=body, program=Path(__file__)))

@@ -22,7 +22,7 @@ from harness.waiting import wait_until
 SECONDS = 30.0
 """Longest wait for anything."""
 
-_E = TypeVar("_E", wire.Hello, wire.Ready, wire.Problem, wire.Started, wire.Finished, wire.Refused)
+_E = TypeVar("_E", wire.Hello, wire.Ready, wire.Leaving, wire.Problem, wire.Started, wire.Finished, wire.Refused)
 
 
 class Client:
@@ -99,12 +99,20 @@ class Client:
 class RunnerProcess:
     """A running runner."""
 
-    def __init__(self, base: Path, command: list[str], env: dict[str, str], idle_seconds: float) -> None:
+    def __init__(self, base: Path, command: list[str], env: dict[str, str], idle_seconds: float, *more: str) -> None:
         self.base = base
         self.socket = base / "r.sock"
         self.jobs = base / "jobs"
         self.jobs.mkdir(exist_ok=True)
-        options = ["--socket", str(self.socket), "--jobs-dir", str(self.jobs), "--idle-seconds", str(idle_seconds)]
+        options = [
+            "--socket",
+            str(self.socket),
+            "--jobs-dir",
+            str(self.jobs),
+            "--idle-seconds",
+            str(idle_seconds),
+            *more,
+        ]
         with (base / "runner.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *options], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -147,11 +155,13 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def plain_runner(base: Path, *, idle_seconds: float = 60.0, slow_start: Path | None = None) -> Iterator[RunnerProcess]:
+def plain_runner(
+    base: Path, *more: str, idle_seconds: float = 60.0, slow_start: Path | None = None, **variables: str
+) -> Iterator[RunnerProcess]:
     """Start a runner that does without Airflow: what its jobs do is in their workloads."""
     program = str(Path(__file__).with_name("plain_runner.py"))
     env = {"PATH": os.environ["PATH"], "NOTIFY_SOCKET": "/nowhere", "SLOW_START": str(slow_start or "")}
-    runner = RunnerProcess(base, [sys.executable, program], env, idle_seconds)
+    runner = RunnerProcess(base, [sys.executable, program], env | variables, idle_seconds, *more)
     try:
         yield runner
     finally:

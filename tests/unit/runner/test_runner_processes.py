@@ -101,6 +101,6 @@ def test_a_signal_goes_to_no_namesake() -> None:
 def test_own_children_are_found() -> None:
     with subprocess.Popen(["sleep", "600"]) as child:
         try:
-            assert child.pid in {p.pid for p in processes.own_children()}
+            assert child.pid in processes.own_children()
         finally:
             child.kill()

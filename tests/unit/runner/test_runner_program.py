@@ -75,10 +75,13 @@ def test_a_job_runs_and_its_result_is_kept(runner: RunnerProcess, client: Client
     folder = runner.jobs / job_id
     assert {path.name for path in folder.iterdir()} == {"result.json", "pid.json", "supervisor.log"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    me = processes.look(runner.process.pid)
+    assert me is not None
     assert json.loads((folder / "pid.json").read_text()) == {
         "pid": started.pid,
         "start_time": started.start_time,
         "boot_id": processes.boot_id(),
+        "runner": {"pid": me.pid, "start_time": me.start_time},
     }
 
 
@@ -235,13 +238,14 @@ def test_jobs_wait_for_the_warm_up(base: Path) -> None:
         job_id = client.run({"do": "nothing"})
         cancelled = client.run({"do": "nothing"})
         client.signal(cancelled, 15)
+        # Nothing of this is read before the zygote is there. What came together is looked at together.
+        gate.touch()
         result = client.result(cancelled)
         assert (result.outcome, result.detail) == (
             Outcome.KILLED,
             "ended by SIGTERM, as asked, before it was started",
         )
         assert result_file(runner, cancelled) == result.as_dict()
-        gate.touch()
         ready = client.next(wire.Ready)
         assert ready.versions.python
         assert ready.warmup_seconds > 0

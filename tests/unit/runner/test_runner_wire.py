@@ -12,6 +12,7 @@ import pytest
 from airflow_edge_agent.protocol import jobs as protocol
 from airflow_edge_agent.protocol.frames import Offer
 from airflow_edge_agent.runner import wire
+from airflow_edge_agent.runner.limits import Limits
 
 JOB = str(uuid.uuid4())
 RESULT = wire.JobResult(
@@ -26,16 +27,29 @@ RESULT = wire.JobResult(
 )
 VERSIONS = wire.Versions(python="3.11.7", task_sdk="1.3.2", airflow=None)
 
+ISOLATION = wire.Isolation(cgroups=False, missing=("no cgroups",), own_supervisor="an old SDK")
+
 COMMANDS: list[wire.Command] = [
     wire.Run(job_id=JOB, kind="task", workload={"a": [1]}, token="t", server="http://x/"),
     wire.Run(job_id=JOB, kind="connection_test", workload={"a": [1]}, token="t", server="http://x/"),
     wire.Signal(job_id=JOB, signal=9),
+    wire.Run(
+        job_id=JOB,
+        kind="task",
+        workload={},
+        token="t",
+        server="http://x/",
+        limits=Limits(memory_max_bytes=1, pids_max=2),
+    ),
     wire.Stop(),
+    wire.Renew(),
 ]
 EVENTS: list[wire.Event] = [
     wire.Hello(pid=1, ready=False, versions=None, jobs=(wire.RunningJob(job_id=JOB, pid=2, start_time=3),)),
     wire.Hello(pid=1, ready=True, versions=VERSIONS, jobs=()),
-    wire.Ready(versions=VERSIONS, warmup_seconds=1.5),
+    wire.Hello(pid=1, ready=True, versions=VERSIONS, jobs=(), isolation=ISOLATION, leaving=True),
+    wire.Ready(versions=VERSIONS, warmup_seconds=1.5, isolation=ISOLATION),
+    wire.Leaving(),
     wire.Problem(detail="no"),
     wire.Started(job_id=JOB, pid=2, start_time=3),
     wire.Finished(job_id=JOB, result=RESULT),
@@ -126,6 +140,8 @@ def test_result_fields_are_the_agreed_ones() -> None:
         "peak_memory_bytes",
         "wall_seconds",
         "finished_at",
+        "io_read_bytes",
+        "io_write_bytes",
     ]
 
 

@@ -65,26 +65,23 @@ def read_stream(fd: int, offset: int, limit_bytes: int, cuts: Sequence[Cut]) -> 
     return data
 
 
-def shed(log: Path, cuts_file: Path, cuts: tuple[Cut, ...], offset: int, count: int) -> tuple[Cut, ...]:
+def shed(log: int, cuts_file: Path, cuts: tuple[Cut, ...], offset: int, count: int) -> tuple[Cut, ...]:
     """Drop ``count`` bytes and the rest of the line they end in, and return all cuts.
 
+    :param log: the open log, to be read and written.
     :param offset: where in the stream; nothing from there on has been sent.
     :raises OSError: the disk is full, or its file system cannot do this.
     """
-    fd = os.open(log, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        earlier, at, begin = _place(cuts, offset)
-        size = os.fstat(fd).st_size
-        _punch(fd, size + _FAR_BYTES, 1)  # nothing is there: it tells whether this file system can do it
-        end = _end_of_line(fd, min(size, begin + count))
-        own_line = at == 0 or any(cut.end == at for cut in earlier) or os.pread(fd, 1, at - 1) == b"\n"
-        marker = _marker(end - at, own_line=own_line)
-        changed = (*earlier, Cut(at, end - at, marker))
-        records = [{"at": cut.at, "dropped": cut.dropped, "marker": cut.marker.decode()} for cut in changed]
-        write_atomically(cuts_file, json.dumps(records))
-        _punch(fd, begin, end - begin)
-    finally:
-        os.close(fd)
+    earlier, at, begin = _place(cuts, offset)
+    size = os.fstat(log).st_size
+    _punch(log, size + _FAR_BYTES, 1)  # nothing is there: it tells whether this file system can do it
+    end = _end_of_line(log, min(size, begin + count))
+    own_line = at == 0 or any(cut.end == at for cut in earlier) or os.pread(log, 1, at - 1) == b"\n"
+    marker = _marker(end - at, own_line=own_line)
+    changed = (*earlier, Cut(at, end - at, marker))
+    records = [{"at": cut.at, "dropped": cut.dropped, "marker": cut.marker.decode()} for cut in changed]
+    write_atomically(cuts_file, json.dumps(records))
+    _punch(log, begin, end - begin)
     return changed
 
 

@@ -1,4 +1,4 @@
-"""Jobs on disk: what the daemon must remember, and what the runner wrote."""
+"""Jobs on disk: what the daemon must remember, in a folder of its own, and what the runner wrote, in the runner's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from airflow_edge_agent.adapters.cuts import CUTS_FILE, load_cuts, read_stream, shed
 from airflow_edge_agent.adapters.files import write_atomically
+from airflow_edge_agent.adapters.foreign import ForeignFolder
 from airflow_edge_agent.adapters.results import ResultRecord, read_result
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.spool import Cut, stream_size
@@ -26,6 +27,11 @@ RESULT_FILE = "result.json"
 PID_FILE = "pid.json"
 LOG_FILE = "task.log"
 SENT_FILE = "sent.json"
+
+RUNNER_JOBS = "jobs"
+"""In the runner's folder: a folder for each job."""
+
+_MOST_RESULT_BYTES = 64 * 1024
 
 _PROBE_BYTES = 64 * 1024
 """More than a job needs at its start."""
@@ -41,10 +47,16 @@ class _JobRecord(BaseModel):
 
 
 class DirectoryJobStore:
-    """A directory for each job below ``jobs_dir``."""
+    """A directory for each job below ``jobs_dir``, and one below ``jobs`` in ``runner_dir``.
 
-    def __init__(self, jobs_dir: Path) -> None:
+    :param jobs_dir: the daemon's alone.
+    :param runner_dir: the runner's; tasks can reach it, so nothing in it is trusted.
+    """
+
+    def __init__(self, jobs_dir: Path, runner_dir: Path) -> None:
         self._jobs_dir = jobs_dir
+        self._runner_dir = runner_dir
+        self._foreign = ForeignFolder(runner_dir, RUNNER_JOBS)
         self._cuts: dict[str, tuple[Cut, ...]] = {}
         self._sent: dict[str, int | None] = {}
 
@@ -67,6 +79,7 @@ class DirectoryJobStore:
             self._sent.pop(offer.job_id, None)
             # What an earlier dispatch to us left behind must not be taken for this one's.
             shutil.rmtree(directory, ignore_errors=True)
+            self._foreign.remove(offer.job_id)
             directory.mkdir(mode=0o700)
             write_atomically(directory / JOB_FILE, record.model_dump_json())
         except OSError as error:
@@ -96,23 +109,35 @@ class DirectoryJobStore:
                     task=TaskKey.of(record.task or {}),
                 )
             )
+        self._remove_unknown({job.job_id for job in jobs})
         return jobs
+
+    def _remove_unknown(self, known: set[str]) -> None:
+        """Remove what the runner has left of jobs that are over and that nobody here remembers."""
+        for name in self._foreign.names():
+            if name not in known and self._foreign.has(name, RESULT_FILE):
+                self._foreign.remove(name)
 
     def handed_over(self, job_id: str) -> bool:
         """Tell whether the runner has begun with the job."""
-        directory = self._jobs_dir / job_id
-        return (directory / PID_FILE).exists() or (directory / LOG_FILE).exists()
+        return self._foreign.has(job_id, PID_FILE, LOG_FILE)
 
     def ended(self, job_id: str) -> JobEnded | None:
-        """Read the result that the runner wrote; ``None`` if there is none."""
+        """Read the result that the runner wrote, or the daemon in its place; ``None`` if there is none."""
         try:
-            content = (self._jobs_dir / job_id / RESULT_FILE).read_bytes()
+            content = self._result(job_id)
         except OSError:
             return None
         ended = read_result(job_id, content)
         if ended is None:
             return JobEnded(job_id, Outcome.CRASHED, detail="its result file is damaged")
         return replace(ended, log_bytes=self.log_size(job_id))
+
+    def _result(self, job_id: str) -> bytes:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._jobs_dir / job_id / RESULT_FILE).read_bytes()
+        with self._foreign.open(job_id, RESULT_FILE) as file:
+            return os.read(file, _MOST_RESULT_BYTES)
 
     def record_end(self, ended: JobEnded) -> None:
         """Write a result where the runner could not. Best effort: without it, the next start says the same again."""
@@ -123,7 +148,8 @@ class DirectoryJobStore:
     def log_size(self, job_id: str) -> int:
         """Return the log's length in bytes; 0 if there is none."""
         try:
-            size = (self._jobs_dir / job_id / LOG_FILE).stat().st_size
+            with self._foreign.open(job_id, LOG_FILE) as log:
+                size = os.fstat(log).st_size
         except OSError:
             return 0
         return stream_size(size, self._cuts_of(job_id))
@@ -131,26 +157,23 @@ class DirectoryJobStore:
     def read_log(self, job_id: str, offset: int, limit_bytes: int) -> bytes:
         """Read a piece of the log; empty if there is nothing at that offset."""
         try:
-            fd = os.open(self._jobs_dir / job_id / LOG_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with self._foreign.open(job_id, LOG_FILE) as log:
+                return read_stream(log, offset, limit_bytes, self._cuts_of(job_id))
         except OSError:
             return b""
-        try:
-            return read_stream(fd, offset, limit_bytes, self._cuts_of(job_id))
-        except OSError:
-            return b""
-        finally:
-            os.close(fd)
 
     def shed_log(self, job_id: str, offset: int, count: int) -> int:
         """Drop a piece of the log.
 
         :raises StoreError: the file system cannot give back a part of a file, or is full.
         """
-        directory = self._jobs_dir / job_id
         try:
-            cuts = shed(directory / LOG_FILE, directory / CUTS_FILE, self._cuts_of(job_id), offset, count)
+            with self._foreign.open(job_id, LOG_FILE, os.O_RDWR) as log:
+                cuts = shed(log, self._jobs_dir / job_id / CUTS_FILE, self._cuts_of(job_id), offset, count)
         except OSError as error:
-            raise StoreError(f"{directory / LOG_FILE}: {error.strerror}") from None
+            raise StoreError(
+                f"{self._runner_dir / RUNNER_JOBS / job_id / LOG_FILE}: {error.strerror or error}"
+            ) from None
         self._cuts[job_id] = cuts
         return self.log_size(job_id)
 
@@ -202,3 +225,4 @@ class DirectoryJobStore:
         self._cuts.pop(job_id, None)
         self._sent.pop(job_id, None)
         shutil.rmtree(self._jobs_dir / job_id, ignore_errors=True)
+        self._foreign.remove(job_id)

@@ -12,10 +12,12 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS
 from airflow_edge_agent.adapters.results import read_result
 from airflow_edge_agent.ports import (
     RunnerEnded,
@@ -33,56 +35,100 @@ _SIGNALS = {"TERM": 15, "KILL": 9}
 _START_SECONDS = 20.0
 """How long a new runner may take until it listens (it loads the task runtime after that)."""
 _POLL_SECONDS = 0.05
+_CLOSE_SECONDS = 5.0
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 
 EXIT_TAKEN = 75
 """Exit code of a runner that finds another one at work."""
 
-RUNNER_SOCKET = "runner.sock"
+_GENERATIONS = "runner-*.sock"
+"""In the runner's folder: runners whose successor has taken over, and that have jobs still."""
 
 PROGRAM = Path(__file__).parent.parent / "runner" / "__main__.py"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """What a runner that we start is told."""
+
+    idle_seconds: float
+    stop_without_agent_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """One runner that we speak with. There may be several: the present one, and earlier ones that have jobs still."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    jobs: set[str] = field(default_factory=set)
+    """What it has been given and has not ended."""
+
+
 class SubprocessRunner:
-    """Starts the runner on demand and speaks with it."""
+    """Starts the runner on demand and speaks with it.
+
+    :param socket_path: where it listens.
+    :param runner_dir: its folder. Its owner is the user it runs as.
+    :param foreign: somebody else starts it, when we connect.
+    """
 
     def __init__(
-        self, *, python: Path, run_dir: Path, jobs_dir: Path, idle_seconds: float, environment: dict[str, str]
+        self,
+        *,
+        python: Path,
+        socket_path: Path,
+        runner_dir: Path,
+        options: RunnerOptions,
+        environment: dict[str, str],
+        foreign: bool = False,
     ) -> None:
         self._python = python
-        self._socket = run_dir / RUNNER_SOCKET
-        self._log = run_dir / "runner.log"
-        self._jobs_dir = jobs_dir
-        self._idle_seconds = idle_seconds
+        self._socket = socket_path
+        self._log = socket_path.with_name("runner.log")
+        self._runner_dir = runner_dir
+        self._options = options
         self._environment = environment
+        self._foreign = foreign
         self._events: asyncio.Queue[RunnerEvent] = asyncio.Queue()
-        self._writer: asyncio.StreamWriter | None = None
-        self._jobs: set[str] = set()
-        """What the runner at the other end has been given and has not ended."""
-        self._readers: set[asyncio.Task[None]] = set()
+        self._current: _Connection | None = None
+        """The runner that takes jobs."""
+        self._connections: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = asyncio.Lock()
 
     async def reattach(self) -> dict[str, int]:
-        """Connect to a runner that is already there; return its jobs and their pids."""
+        """Connect to the runners that are already there; return their jobs and their pids."""
+        found: dict[str, int] = {}
+        for path in sorted(self._runner_dir.glob(_GENERATIONS)):
+            found |= await self._reattach(path)
+        # A foreign one is there as soon as we connect; without jobs there is no need to wake it.
+        if not self._foreign or any(self._runner_dir.glob(f"{RUNNER_JOBS}/*/pid.json")):
+            found |= await self._reattach(self._socket)
+        return found
+
+    async def _reattach(self, path: Path) -> dict[str, int]:
         try:
-            reader = await self._connect()
+            connection = await self._connect(path)
         except RunnerError:
             return {}  # the first job will tell
-        if reader is None:
+        if connection is None:
             return {}
         try:
-            hello = await asyncio.wait_for(_read(reader), _START_SECONDS)
+            hello = await asyncio.wait_for(_read(connection.reader), _START_SECONDS)
             if hello is None or hello.get("ev") != "hello":
                 raise ValueError("no hello")  # noqa: TRY301 -- like any other nonsense
             jobs = {str(job["job_id"]): int(job["pid"]) for job in hello["jobs"]}
         except (TimeoutError, OSError, ValueError, KeyError, TypeError):
-            await self._drop()
+            connection.writer.close()
             return {}
-        self._jobs.update(jobs)
-        if hello.get("ready"):
-            self._events.put_nowait(RunnerReady(hello.get("versions") or {}))
-        self._listen(reader)
+        connection.jobs.update(jobs)
+        if not hello.get("leaving"):
+            self._current = connection
+            if hello.get("ready"):
+                self._events.put_nowait(RunnerReady(hello.get("versions") or {}))
+        self._listen(connection)
         return jobs
 
     async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
@@ -102,14 +148,12 @@ class SubprocessRunner:
         # An idle runner may leave in the very moment we speak to it: then a new one takes the job.
         for last_try in (False, True):
             async with self._starting:
-                if self._writer is None:
-                    await self._launch()
-            jobs = self._jobs
-            jobs.add(offer.job_id)
+                connection = self._current or await self._launch()
+            connection.jobs.add(offer.job_id)
             try:
-                await self._write(message)
+                await self._write(connection, message)
             except RunnerError:
-                jobs.discard(offer.job_id)
+                connection.jobs.discard(offer.job_id)
                 if last_try:
                     raise
             else:
@@ -117,8 +161,16 @@ class SubprocessRunner:
 
     async def signal(self, job_id: str, signal: Literal["TERM", "KILL"]) -> None:
         """Signal a job."""
+        connection = next((one for one in self._connections if job_id in one.jobs), self._current)
         with contextlib.suppress(RunnerError):
-            await self._write({"op": "signal", "job_id": job_id, "signal": _SIGNALS[signal]})
+            await self._write(connection, {"op": "signal", "job_id": job_id, "signal": _SIGNALS[signal]})
+
+    async def renew(self) -> None:
+        """Let the runner be replaced by one from the code that is on disk now; its jobs go on.
+
+        :raises RunnerError: there is none.
+        """
+        await self._write(self._current, {"op": "renew"})
 
     async def events(self) -> AsyncIterator[RunnerEvent]:
         """Iterate over what the runner reports."""
@@ -127,40 +179,51 @@ class SubprocessRunner:
 
     async def close(self) -> None:
         """Tell an idle runner to end, and hang up."""
-        with contextlib.suppress(RunnerError):
-            await self._write({"op": "stop"})
+        # One that is being started is told, too.
+        with contextlib.suppress(RunnerError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS), self._starting:
+                await self._write(self._current, {"op": "stop"})
         await self._drop()
 
-    async def _write(self, message: dict[str, Any]) -> None:
-        writer = self._writer
-        if writer is None:
+    async def _write(self, connection: _Connection | None, message: dict[str, Any]) -> None:
+        if connection is None:
             raise RunnerError("the runner is not running")
         try:
-            writer.write(json.dumps(message).encode() + b"\n")
-            await writer.drain()
+            connection.writer.write(json.dumps(message).encode() + b"\n")
+            await connection.writer.drain()
         except OSError as error:
             # Its reader sees the end as well, and tells what has become of its other jobs.
-            self._hang_up(writer)
+            self._hang_up(connection)
             raise RunnerError(f"the runner does not listen ({error})") from None
 
-    async def _launch(self) -> None:
-        reader = await self._connect()
-        if reader is None:
-            self._spawn()
-            deadline = asyncio.get_running_loop().time() + _START_SECONDS
-            while (reader := await self._connect()) is None:
-                if self._process is not None and self._process.poll() == EXIT_TAKEN:
-                    self._spawn()  # its predecessor has left its socket, but not quite its process
-                elif self._process is not None and self._process.poll() is not None:
-                    raise RunnerError(f"the runner ended at once: {self._last_words()}")
-                if asyncio.get_running_loop().time() > deadline:
-                    raise RunnerError(f"the runner did not start within {_START_SECONDS:.0f} s; see {self._log}")
-                await asyncio.sleep(_POLL_SECONDS)
-        self._listen(reader)
+    async def _launch(self) -> _Connection:
+        connection = await self._connect(self._socket)
+        if connection is None and self._foreign:
+            raise RunnerError(f"{self._socket}: no runner listens there; start edge-runner.socket")
+        if connection is None:
+            connection = await self._start_own()
+        self._current = connection
+        self._listen(connection)
+        return connection
+
+    async def _start_own(self) -> _Connection:
+        self._spawn()
+        deadline = asyncio.get_running_loop().time() + _START_SECONDS
+        while (connection := await self._connect(self._socket)) is None:
+            if self._process is not None and self._process.poll() == EXIT_TAKEN:
+                self._spawn()  # its predecessor has left its socket, but not quite its process
+            elif self._process is not None and self._process.poll() is not None:
+                raise RunnerError(f"the runner ended at once: {self._last_words()}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise RunnerError(f"the runner did not start within {_START_SECONDS:.0f} s; see {self._log}")
+            await asyncio.sleep(_POLL_SECONDS)
+        return connection
 
     def _spawn(self) -> None:
         command = [str(self._python), "-P", str(PROGRAM), "--socket", str(self._socket)]
-        command += ["--jobs-dir", str(self._jobs_dir), "--idle-seconds", f"{self._idle_seconds:g}"]
+        command += ["--jobs-dir", str(self._runner_dir / RUNNER_JOBS)]
+        command += ["--idle-seconds", f"{self._options.idle_seconds:g}"]
+        command += ["--stop-without-agent-seconds", f"{self._options.stop_without_agent_seconds:g}"]
         try:
             # A file, not our stderr: the runner outlives us, and a broken pipe would kill it.
             with os.fdopen(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
@@ -170,7 +233,7 @@ class SubprocessRunner:
                     stdout=log,
                     stderr=log,
                     env=self._environment,
-                    cwd=self._jobs_dir,
+                    cwd=self._runner_dir,
                     start_new_session=True,
                     close_fds=True,
                 )
@@ -184,34 +247,48 @@ class SubprocessRunner:
                 return lines[-1][:500]
         return "it said nothing"
 
-    async def _connect(self) -> asyncio.StreamReader | None:
+    async def _connect(self, path: Path) -> _Connection | None:
         try:
-            reader, writer = await asyncio.open_unix_connection(str(self._socket), limit=_MAX_LINE_BYTES)
+            reader, writer = await asyncio.open_unix_connection(str(path), limit=_MAX_LINE_BYTES)
         except OSError:
             return None
         peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        if struct.unpack("3i", peer)[1] != os.geteuid():
+        if struct.unpack("3i", peer)[1] not in self._trusted():
             writer.close()
-            raise RunnerError(f"{self._socket}: belongs to another user's process; remove it")
-        self._writer = writer
-        self._jobs = set()
-        return reader
+            raise RunnerError(f"{path}: belongs to another user's process; remove it")
+        return _Connection(reader, writer)
 
-    def _listen(self, reader: asyncio.StreamReader) -> None:
-        assert self._writer is not None
-        task = asyncio.create_task(self._read_events(reader, self._writer, self._jobs), name="runner reader")
-        self._readers.add(task)
-        task.add_done_callback(self._readers.discard)
+    def _trusted(self) -> set[int]:
+        """Return the users whose socket may be the runner's."""
+        if not self._foreign:
+            return {os.geteuid()}
+        # The socket that systemd has opened is root's, whoever accepts from it.
+        with contextlib.suppress(OSError):
+            return {0, self._runner_dir.stat().st_uid}
+        return {0}
 
-    async def _read_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, jobs: set[str]) -> None:
+    def _listen(self, connection: _Connection) -> None:
+        self._connections.add(connection)
+        self._run(self._read_events(connection), "runner reader")
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read_events(self, connection: _Connection) -> None:
         problem, process = None, self._process
+        jobs = connection.jobs
         try:
-            while (message := await _read(reader)) is not None:
+            while (message := await _read(connection.reader)) is not None:
                 match message.get("ev"):
                     case "hello" if message.get("ready"):
                         self._events.put_nowait(RunnerReady(message.get("versions") or {}))
                     case "ready":
                         self._events.put_nowait(RunnerReady(message.get("versions") or {}))
+                    case "leaving":
+                        # The next job connects to its successor, by the same name.
+                        self._current = None if self._current is connection else self._current
                     case "problem":
                         problem = str(message.get("detail"))
                     case "started":
@@ -220,34 +297,44 @@ class SubprocessRunner:
                         jobs.discard(str(message["job_id"]))
                         told = read_result(str(message["job_id"]), json.dumps(message.get("result")).encode())
                         self._events.put_nowait(RunnerEnded(str(message["job_id"]), told))
-                    case "refused":
+                    case "refused" if message["job_id"] is not None:
                         jobs.discard(str(message["job_id"]))
                         self._events.put_nowait(RunnerRefused(str(message["job_id"]), str(message.get("detail"))))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a runner that talks nonsense is as good as gone
-        self._hang_up(writer)
+        self._hang_up(connection)
         self._events.put_nowait(RunnerGone(problem, frozenset(jobs)))
-        if process is not None:
+        if jobs and problem is None and self._current is None:
+            self._run(self._clean_up(), "runner cleaner")
+        if process is not None and process.poll() is None and not self._connections:
             # It closed its socket, so it is about to end; it must not stay behind as a zombie.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(process.wait, 5)
-            if self._process is process:
-                self._process = None
+        if self._process is process and process is not None and process.poll() is not None:
+            self._process = None
 
-    def _hang_up(self, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-        if self._writer is writer:
-            self._writer = None
+    async def _clean_up(self) -> None:
+        """Start the next runner at once: it ends what is left of the jobs of one that died."""
+        with contextlib.suppress(RunnerError):
+            async with self._starting:
+                if self._current is None:
+                    await self._launch()
+
+    def _hang_up(self, connection: _Connection) -> None:
+        connection.writer.close()
+        self._connections.discard(connection)
+        if self._current is connection:
+            self._current = None
 
     async def _drop(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        for task in list(self._readers):
+        connections, self._connections, self._current = self._connections, set(), None
+        for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in connections:
+            connection.writer.close()
+            with contextlib.suppress(OSError):
+                await connection.writer.wait_closed()
 
 
 async def _read(reader: asyncio.StreamReader) -> dict[str, Any] | None:

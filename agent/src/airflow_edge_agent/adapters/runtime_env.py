@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS
 from airflow_edge_agent.settings import Settings
 
 ALLOWED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -31,12 +32,10 @@ def task_environment(settings: Settings) -> dict[str, str]:
     # Tools of the runtime's environment before the system's, as in an activated virtual environment.
     environment["PATH"] = f"{settings.runner.python.parent}:{environment['PATH']}"
     environment |= {
-        "AIRFLOW_HOME": str(settings.state_dir / "airflow-home"),
+        "AIRFLOW_HOME": str(settings.runner_dir / "airflow-home"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(settings.jobs_dir),
-        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "0o600",
-        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(settings.state_dir / "bundles"),
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(settings.runner_dir / RUNNER_JOBS),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(settings.runner_dir / "bundles"),
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundle_config(settings),
         # A restart of the api-server takes seconds, a bad link minutes: let tasks wait for it rather than die.
         "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "60",

@@ -18,6 +18,10 @@ _FAILURE_STATES = frozenset({"failed", "up_for_retry"})
 """States that say the workload did not get where it wanted."""
 
 
+class Terminated(BaseException):
+    """The job is to end before, or instead of, going on. No handler of ordinary errors may swallow it."""
+
+
 @dataclass(slots=True)
 class Answer:
     """What the Execution API answered to one call."""
@@ -132,11 +136,15 @@ def judge_connection_test(*, exit_code: int | None, error: BaseException | None,
     return Report(Outcome.FINISHED, exit_code)
 
 
-def conclude(report: Report | None, *, status: int, asked: int | None) -> Report:
+AS_ASKED = "as asked"
+
+
+def conclude(report: Report | None, *, status: int, asked: int | None, why: str = AS_ASKED) -> Report:
     """Decide how a job ended, from its report and the end of the process that should have sent one.
 
     :param status: exit code of that process, negative for a signal.
     :param asked: the last signal the runner was asked to send to the job.
+    :param why: why it was sent.
     """
     if asked is None:
         if report is not None:
@@ -144,12 +152,12 @@ def conclude(report: Report | None, *, status: int, asked: int | None) -> Report
         return Report(Outcome.CRASHED, None, f"the supervising process {describe_exit(status)}")
     name = signal.Signals(asked).name
     if report is None:
-        return Report(Outcome.KILLED, None, f"ended by {name}, as asked")
+        return Report(Outcome.KILLED, None, f"ended by {name}, {why}")
     ran_to_its_end = report.outcome is Outcome.FINISHED and report.delivered not in _FAILURE_STATES
     if ran_to_its_end or report.outcome is Outcome.SUPERSEDED:
         return report
     told = f"; Airflow was told '{report.delivered}'" if report.delivered else ""
-    return Report(Outcome.KILLED, report.exit_code, f"ended by {name}, as asked{told}", report.delivered)
+    return Report(Outcome.KILLED, report.exit_code, f"ended by {name}, {why}{told}", report.delivered)
 
 
 def describe_exit(code: int) -> str:

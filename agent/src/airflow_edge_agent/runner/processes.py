@@ -12,6 +12,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+_PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -19,6 +20,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None)
 
 _PROC = Path("/proc")
+
+_MOST_OOM_POINTS = 1000
 
 _MOST_ROUNDS = 50
 """How often :func:`kill_family` looks again for processes that were forked while it stopped others."""
@@ -63,15 +66,17 @@ def everything() -> dict[int, Process]:
     return found
 
 
-def own_children() -> list[Process]:
-    """Return the direct children of this single-threaded process, dead ones included."""
+def own_children() -> set[int]:
+    """Return the pids of the direct children of this process, dead ones included.
+
+    Those that another thread than the first has forked are not among them. What is adopted goes to the first.
+    """
     pid = os.getpid()
     try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()))
     except OSError:
         # A kernel without CONFIG_PROC_CHILDREN.
-        return [process for process in everything().values() if process.parent == pid]
-    return [process for child in listed if (process := look(int(child))) is not None]
+        return {process.pid for process in everything().values() if process.parent == pid}
 
 
 def family(root: int, *, session: int | None = None, since: int = 0) -> list[Process]:
@@ -134,6 +139,12 @@ def kill_family(root: int, *, session: int | None = None, since: int = 0) -> lis
     return [process for process in stopped.values() if send(process, signal.SIGKILL)]
 
 
+def lives(process: Process) -> bool:
+    """Tell whether exactly this process is still at work."""
+    now = look(process.pid)
+    return now is not None and now.start_time == process.start_time and not now.dead
+
+
 def boot_id() -> str:
     """Return the identity of this boot of the host; empty when the kernel does not tell."""
     with contextlib.suppress(OSError):
@@ -144,6 +155,23 @@ def boot_id() -> str:
 def become_subreaper() -> None:
     """Make this process the parent of descendants whose own parent ends, instead of the host's init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def hide_memory() -> None:
+    """Keep other processes of the same user out of this one's memory, environment and descriptors."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def prefer_as_oom_victim(by: int) -> None:
+    """Make it likelier, by so many points of 1000, that the kernel ends this process when memory is short.
+
+    A process that hides its memory may not write that file of its own, so it shows itself for a moment.
+    """
+    _prctl(_PR_SET_DUMPABLE, 1)
+    with contextlib.suppress(OSError, ValueError):
+        file = Path("/proc/self/oom_score_adj")
+        file.write_text(str(min(_MOST_OOM_POINTS, int(file.read_text()) + by)))
+    hide_memory()
 
 
 def set_name(name: str) -> None:

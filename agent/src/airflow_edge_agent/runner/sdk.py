@@ -18,15 +18,22 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from .outcome import Answer, Observed, Report, describe, judge_callback, judge_connection_test, judge_task, one_line
+from . import threaded
+from .outcome import (
+    Answer,
+    Observed,
+    Report,
+    Terminated,
+    describe,
+    judge_callback,
+    judge_connection_test,
+    judge_task,
+    one_line,
+)
 from .waking import WakingSelector
 from .wire import Kind, Outcome, Run
 
 _MOST_ANSWER_CHARS = 300
-
-
-class Terminated(BaseException):
-    """SIGTERM came before there was a task to pass it on to. No handler of ordinary errors may swallow it."""
 
 
 def supervise(run: Run) -> Report:
@@ -39,13 +46,42 @@ def supervise(run: Run) -> Report:
     return _SUPERVISORS[run.kind](run, seen)
 
 
+def supervise_on_thread(run: Run, supervision: threaded.Supervision) -> Report:
+    """Run one task to its end, in a process that the zygote forks, and report how it ended.
+
+    :raises Terminated: the task was aborted.
+    """
+    supervision.seen.secrets |= {run.token} - {""}
+    with threaded.supervising(supervision):
+        return _supervise_task(run, supervision.seen)
+
+
+def fits_a_thread(run: Run) -> bool:
+    """Tell whether the job is one that a thread can supervise; the others get a process that does.
+
+    Callbacks and connection tests hand what they need to their process by forking it from the supervisor's.
+    """
+    if run.kind != "task":
+        return False
+    try:
+        manager = importlib.import_module("airflow.sdk.execution_time.coordinator").get_coordinator_manager()
+        ti = run.workload.get("ti")
+        coordinator = manager.for_queue((ti.get("queue") if isinstance(ti, dict) else None) or "default")
+    except ImportError:
+        return True  # a Task SDK that runs nothing but Python
+    except Exception:  # noqa: BLE001 -- the SDK finds it again when it runs the task, and says so
+        return True
+    return type(coordinator).__name__ == "_PythonCoordinator"
+
+
 def _supervise_task(run: Run, seen: Observed) -> Report:
-    exit_code = error = None
+    exit_code = error = client = None
     try:
         module = importlib.import_module("airflow.sdk.execution_time.supervisor")
         entry = getattr(module, "supervise_task", None) or module.supervise
         models = importlib.import_module("airflow.sdk.api.datamodels._generated")
         workload = run.workload
+        client = _client(run, seen)
         exit_code = _call(
             entry,
             {
@@ -54,13 +90,16 @@ def _supervise_task(run: Run, seen: Observed) -> Report:
                 "dag_rel_path": workload.get("dag_rel_path"),
                 "token": run.token,
                 "server": run.server,
-                "client": _client(run, seen),
+                "client": client,
                 "log_path": _log_path(run),
                 "sentry_integration": workload.get("sentry_integration") or "",
             },
         )
     except Exception as raised:  # noqa: BLE001 -- the outcome of the job says what it was
         error = raised
+    finally:
+        if client is not None:
+            client.close()
     report = judge_task(seen, exit_code=None if exit_code is None else int(exit_code), error=error)
     _explain(report, error)
     return report
@@ -168,6 +207,8 @@ def _client(run: Run, seen: Observed) -> Any:
 
     def send(request: Any, **options: Any) -> Any:
         # Below the SDK's retries and above its own hooks, which turn a bad answer into an error.
+        if (supervision := threaded.current()) is not None:
+            supervision.check()
         try:
             response = stock_send(request, **options)
         except httpx.HTTPStatusError as error:

@@ -3,7 +3,8 @@
 The Task SDK's supervisor waits in a selector on the sockets of the task's process. When that process ends, the kernel
 closes its sockets a moment before it can be waited for. The supervisor then sees all sockets closed and the process
 still alive, and waits again, on nothing, for up to ``[workers] min_heartbeat_interval``. With this selector such a wait
-ends as soon as a child can be waited for.
+ends as soon as a child can be waited for. A supervisor on a thread, which cannot wait for signals, watches a handle of
+its task's process along with the sockets.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import signal
 import time
 from collections.abc import Iterator
 from typing import ClassVar
+
+from . import threaded
 
 _FIRST_SLICE_SECONDS = 0.01
 _LONGEST_SLICE_SECONDS = 1.0
@@ -30,9 +33,16 @@ class WakingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self._announced: set[int] = set()
+        supervision = threaded.current()
+        self._on_thread = supervision is not None
+        self._handle = -1 if supervision is None else supervision.handle
+        if self._handle >= 0:
+            self.register(self._handle, selectors.EVENT_READ)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for events, or without any registration for the end of a child."""
+        """Wait for events, and for the end of a child: on a thread always, else when nothing is registered."""
+        if self._on_thread:
+            return self._select_with_handle(timeout)
         if (number := WakingSelector.pending_signal) is not None:
             WakingSelector.pending_signal = None
             signal.raise_signal(number)
@@ -40,6 +50,15 @@ class WakingSelector(selectors.DefaultSelector):
             return super().select(timeout)
         self._wait_for_child(timeout)
         return []
+
+    def _select_with_handle(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(timeout)
+        others = [(key, event) for key, event in events if key.fd != self._handle]
+        if len(others) != len(events):
+            # Said once: it stays readable from now on, and the caller looks after the process by itself.
+            self.unregister(self._handle)
+            self._handle = -1
+        return others
 
     def _wait_for_child(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout

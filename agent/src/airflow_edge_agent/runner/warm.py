@@ -7,7 +7,7 @@ supervisor itself nothing can run.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import copy
 import functools
 import gc
 import importlib
@@ -17,8 +17,9 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
+from . import memory
 from .outcome import describe
 from .waking import as_default_selector
 from .wire import Versions
@@ -70,8 +71,7 @@ def freeze() -> None:
     """Take all that exists now out of garbage collection, so that collecting in a child copies none of its pages."""
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.give_back()
 
 
 def versions() -> Versions:
@@ -135,17 +135,22 @@ def _authoring() -> None:
         _guarded(functools.partial(getattr, module, name))
 
 
-def _logging() -> None:
+def configure_logging(output: TextIO) -> None:
+    """Make the SDK's loggers write to a stream."""
     configure = importlib.import_module("airflow.sdk.log").configure_logging
     options = {
-        # Unbuffered by lines and bound to descriptor 2, which is the job's own log in every child.
-        "output": sys.stderr,
+        "output": output,
         "colored_console_log": False,
         # A logger that was used here would go on writing here from within the task.
         "cache_logger_on_first_use": False,
     }
     known = inspect.signature(getattr(configure, "__wrapped__", configure)).parameters
     configure(**{name: value for name, value in options.items() if name in known})
+
+
+def _logging() -> None:
+    # Unbuffered by lines and bound to descriptor 2, which is the job's own log in every child.
+    configure_logging(sys.stderr)
 
 
 def _client() -> None:
@@ -184,6 +189,29 @@ def _bundles() -> None:
     importlib.import_module("airflow.dag_processing.bundles.manager").DagBundlesManager()
 
 
+def _messages() -> None:
+    # A task's process builds two validators of the same messages anew, and touches each model's memory for it.
+    module: Any = importlib.import_module("airflow.sdk.execution_time.comms")
+    of_messages, make = module.ToTask, module.TypeAdapter
+    adapter = make(of_messages)
+    module.TypeAdapter = lambda kind, *options, **named: (
+        adapter if kind is of_messages and not options and not named else make(kind, *options, **named)
+    )
+
+
+def _rehearsal() -> None:
+    # The first Dag of a process fills caches that all others find filled: of abstract classes, of decorators, of Jinja.
+    sdk = importlib.import_module("airflow.sdk")
+    with sdk.DAG("rehearsal") as dag:
+        step = sdk.task(_nothing)()
+    dag.get_template_env()
+    copy.copy(step.operator)
+
+
+def _nothing() -> None:
+    pass
+
+
 _PREPARATIONS: tuple[Callable[[], Any], ...] = (
     _authoring,
     _logging,
@@ -195,4 +223,6 @@ _PREPARATIONS: tuple[Callable[[], Any], ...] = (
     _remote_logging,
     _secrets,
     _bundles,
+    _messages,
+    _rehearsal,
 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
+from .limits import Limits
+
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """Longest line, its end included. A workload is a few kilobytes; this bounds what a confused peer can make us hold."""
 
@@ -65,6 +67,9 @@ class JobResult:
     wall_seconds: float
     finished_at: str
     """UTC, ISO 8601."""
+    io_read_bytes: int | None = None
+    """What its processes have read from disks and written to them; ``None``: nobody has counted."""
+    io_write_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -90,6 +95,8 @@ class JobResult:
             peak_memory_bytes=_typed(values, "peak_memory_bytes", int),
             wall_seconds=float(_typed(values, "wall_seconds", (int, float))),
             finished_at=_typed(values, "finished_at", str),
+            io_read_bytes=_optional(values, "io_read_bytes", int),
+            io_write_bytes=_optional(values, "io_write_bytes", int),
         )
 
 
@@ -124,6 +131,7 @@ class Run:
     token: str = field(repr=False)
     server: str
     """Base URL of the Execution API, as the job is to reach it."""
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +151,24 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Renew:
+    """Daemon to runner: let a successor take over, from the code that is on disk now, and end with the last job."""
+
+    op: ClassVar = "renew"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """What keeps a job apart from the others, and what is missing for it."""
+
+    cgroups: bool
+    missing: tuple[str, ...]
+    """What jobs have to do without, a line each."""
+    own_supervisor: str | None = None
+    """Why each job needs a supervising process of its own; ``None``: one process supervises all tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """Runner to daemon, first line of a connection."""
 
@@ -151,6 +177,10 @@ class Hello:
     ready: bool
     versions: Versions | None
     jobs: tuple[RunningJob, ...]
+    isolation: Isolation | None = None
+    """``None`` before it is known: until then, the runner is not ready."""
+    leaving: bool = False
+    """It takes no new jobs: a successor does, on the same socket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +190,14 @@ class Ready:
     ev: ClassVar = "ready"
     versions: Versions
     warmup_seconds: float
+    isolation: Isolation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """Runner to daemon: from now on another runner takes the jobs on this socket. This one ends with its last job."""
+
+    ev: ClassVar = "leaving"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,13 +236,13 @@ class Refused:
     detail: str
 
 
-Command: TypeAlias = Run | Signal | Stop
-Event: TypeAlias = Hello | Ready | Problem | Started | Finished | Refused
+Command: TypeAlias = Run | Signal | Stop | Renew
+Event: TypeAlias = Hello | Ready | Leaving | Problem | Started | Finished | Refused
 
 
 def encode(message: Command | Event) -> bytes:
     """Encode a message as one line."""
-    kind = {"op": message.op} if isinstance(message, (Run, Signal, Stop)) else {"ev": message.ev}
+    kind = {"op": message.op} if isinstance(message, (Run, Signal, Stop, Renew)) else {"ev": message.ev}
     return json.dumps(kind | dataclasses.asdict(message), separators=(",", ":")).encode() + b"\n"
 
 
@@ -226,6 +264,7 @@ def decode_command(line: bytes) -> Command:
                 workload=_typed(data, "workload", dict),
                 token=_typed(data, "token", str),
                 server=_typed(data, "server", str),
+                limits=_limits(data.get("limits")),
             )
         case "signal":
             number = data.get("signal")
@@ -234,6 +273,8 @@ def decode_command(line: bytes) -> Command:
             return Signal(job_id=_job_id(data), signal=number)
         case "stop":
             return Stop()
+        case "renew":
+            return Renew()
     raise UnknownMessage("op: not known to this runner")
 
 
@@ -253,12 +294,17 @@ def decode_event(line: bytes) -> Event:
                 ready=_typed(data, "ready", bool),
                 versions=None if versions is None else _versions(versions),
                 jobs=tuple(RunningJob(**_process(job)) for job in jobs),
+                isolation=_isolation(data.get("isolation")),
+                leaving=bool(_optional(data, "leaving", bool)),
             )
         case "ready":
             return Ready(
                 versions=_versions(data.get("versions")),
                 warmup_seconds=float(_typed(data, "warmup_seconds", (int, float))),
+                isolation=_isolation(data.get("isolation")),
             )
+        case "leaving":
+            return Leaving()
         case "problem":
             return Problem(detail=_typed(data, "detail", str))
         case "started":
@@ -344,4 +390,22 @@ def _versions(data: object) -> Versions:
         python=_typed(values, "python", str),
         task_sdk=_typed(values, "task_sdk", str),
         airflow=_optional(values, "airflow", str),
+    )
+
+
+def _limits(data: object) -> Limits:
+    try:
+        return Limits.from_dict(data)
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+def _isolation(data: object) -> Isolation | None:
+    if data is None:
+        return None
+    values = _object(data, "isolation")
+    return Isolation(
+        cgroups=_typed(values, "cgroups", bool),
+        missing=tuple(str(text) for text in _typed(values, "missing", list)),
+        own_supervisor=_optional(values, "own_supervisor", str),
     )
