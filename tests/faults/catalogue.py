@@ -154,9 +154,17 @@ def _reorder(scene: Scene) -> None:
 def _late_start(scene: Scene) -> None:
     """Let a job begin only after it was taken from its agent: cut off since the confirmation, slow to start."""
     first = scene.agents[0]
-    scene.proxy.hold(r"^PATCH /execution/task-instances/[^ ]+/run ")
-    trap = scene.proxy.cut_at("down", "accept_ack", deliver=True, bar=r"^(POST|GET) /edge-agents/")
-    _within(scene, 10, trap.sprung.is_set)
+    trap = scene.proxy.cut_at(
+        "down",
+        "accept_ack",
+        deliver=True,
+        bar=r"^(POST|GET) /edge-agents/",
+        hold=r"^PATCH /execution/task-instances/[^ ]+/run ",
+    )
+    _within(scene, 20, trap.sprung.is_set)
+    if not trap.sprung.is_set():
+        scene.proxy.heal()
+        return
     # What is confirmed now has not begun, and is given up.
     _within(scene, 15, lambda: _jobs(scene, "state = 'queued' AND fence > 0") > 0)
     given_up = _jobs(scene, "state = 'queued' AND fence > 0")

@@ -55,6 +55,8 @@ class Trap:
     skip: int = 0
     bar: re.Pattern[bytes] | None = None
     """What must not be delivered afterwards."""
+    hold: re.Pattern[bytes] | None = None
+    """What must be kept afterwards."""
     sprung: threading.Event = field(default_factory=threading.Event)
 
 
@@ -153,15 +155,26 @@ class FaultProxy:
         """Break every connection once that many more bytes went in a direction."""
         self._run(lambda: setattr(self._pace[direction], "cut_after_bytes", count))
 
-    def cut_at(self, direction: Direction, frame: str, *, deliver: bool, skip: int = 0, bar: str | None = None) -> Trap:
+    def cut_at(
+        self,
+        direction: Direction,
+        frame: str,
+        *,
+        deliver: bool,
+        skip: int = 0,
+        bar: str | None = None,
+        hold: str | None = None,
+    ) -> Trap:
         """Break every connection at the next message with a frame of that type; return what tells when it happened.
 
         :param deliver: whether the message still arrives, and only what follows is lost.
         :param skip: let so many of them pass first.
         :param bar: from that moment on, do as :meth:`bar` with this pattern.
+        :param hold: likewise as :meth:`hold`.
         """
         pattern = re.compile(rb'"type"\s*:\s*"' + re.escape(frame.encode()) + rb'"')
-        trap = Trap(direction, pattern, deliver, skip, bar=None if bar is None else re.compile(bar.encode()))
+        barred, held = (None if text is None else re.compile(text.encode()) for text in (bar, hold))
+        trap = Trap(direction, pattern, deliver, skip, barred, held)
         self._run(lambda: self._traps.append(trap))
         return trap
 
@@ -383,9 +396,12 @@ class FaultProxy:
                 await self._let_go.wait()
         trap = self._sprung(direction, message)
         if trap is not None:
+            self._barred = trap.bar or self._barred
+            if trap.hold is not None:
+                self._let_go.clear()
+                self._held = trap.hold
             if trap.deliver:
                 await self._write(connection, direction, message.raw)
-            self._barred = trap.bar or self._barred
             self._cut(reset=self._random.random() < 0.5)
             trap.sprung.set()
             return

@@ -366,7 +366,7 @@ async def test_an_agent_that_does_not_read_is_given_up_and_others_are_not_held_u
         await quick.open()
         await quick.ready()
         database.add_job()
-        await quick.hear(Offer)
+        assert (await quick.hear(Offer)).fence == 1
         await until(lambda: "Agent slow reads too slowly" in caplog.text, seconds=30)
         # Nothing of it is lost: it waits for somebody who reads.
         await until(lambda: all(database.job(job_id).state == JobState.QUEUED for job_id in large), seconds=15)
