@@ -1,7 +1,7 @@
 """Runs inside a machine: takes commands from a virtio-serial port, runs them as root, and answers.
 
-Both ways one JSON object per line: ``{"id", "argv", "stdin", "seconds"}`` in, ``{"id", "code", "stdout", "stderr"}`` out;
-``code`` is null for a command that did not end in time.
+Both ways one JSON object per line. A request has ``id``, ``argv``, ``stdin`` and ``seconds``; its answer has ``id``,
+``code``, ``stdout`` and ``stderr``, and a ``code`` of null if the command did not end in time.
 """
 
 import json

@@ -20,10 +20,7 @@ _BOTH = {
 }
 
 OPEN: dict[str, dict[str, str]] = {
-    AGENT: {
-        **_BOTH,
-        "SupplementaryGroups": "edge-operator, to give that group the control socket",
-    },
+    AGENT: _BOTH,
     RUNNER: {
         **_BOTH,
         "Delegate": "one cgroup per task, with limits of its own",

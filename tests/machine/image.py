@@ -38,7 +38,6 @@ _FOLDERS = {
     "sysusers.d": "usr/lib/sysusers.d",
     "tmpfiles.d": "usr/lib/tmpfiles.d",
     "system-preset": "usr/lib/systemd/system-preset",
-    "catalog": "usr/lib/systemd/catalog",
     "needrestart": "etc/needrestart/conf.d",
     "bin": "usr/bin",
 }
@@ -140,7 +139,11 @@ class Images:
                 _write(layer / "usr/bin" / name, _SCRIPT.format(home=AGENT_HOME, module=module), 0o755)
             install_units(layer, release.systemd)
             # What the packages' scripts do: users, and nothing started.
-            script = "systemd-sysusers && systemctl preset edge-agent.service && journalctl --update-catalog"
+            script = (
+                "systemd-sysusers && systemctl preset edge-agent.service && mkdir -p /usr/lib/systemd/catalog && "
+                f"/{AGENT_HOME}/bin/python -I -m airflow_edge_agent.runtime.messages "
+                "> /usr/lib/systemd/catalog/airflow-edge-agent.catalog && journalctl --update-catalog"
+            )
             _in_root(
                 [layer, agent, bottom], f"{script} && python3 -m compileall -q /{AGENT_HOME}/{site}/airflow_edge_agent"
             )
