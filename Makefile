@@ -75,6 +75,10 @@ test-qemu: .venv/ready ## Test limits, out of memory and reboot on an emulated m
 bench-systemd: .venv/ready ## Measure start, idle CPU and memory of the daemon under systemd
 	@UV="$(abspath $(UV))" PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m machine.bench $(ARGS)
 
+.PHONY: docs-systemd
+docs-systemd: .venv/ready ## Write what systemd thinks of our units into docs/systemd.md
+	@UV="$(abspath $(UV))" PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m machine.document
+
 .PHONY: lint
 lint: .venv/ready ## Check style, types and layers
 	@echo "ruff check"; $(IN_VENV)/ruff check

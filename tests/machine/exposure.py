@@ -30,7 +30,6 @@ OPEN: dict[str, dict[str, str]] = {
         "MemoryDenyWriteExecute": "just-in-time compilers (numba, PyTorch, Java, Node) need it",
         "SystemCallFilter_privileged": "programs that tasks start call chown and the like, and the kernel refuses them",
         "SystemCallFilter_resources": "tasks set their own niceness, CPU affinity and limits downwards",
-        "RemoveIPC": "would remove shared memory of tasks that still run when the unit's main process is renewed",
         "UMask": "logs and results have to be readable for the agent's group",
     },
 }

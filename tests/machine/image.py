@@ -50,6 +50,7 @@ import sys
 from {module} import main
 sys.exit(main())
 """
+_CATALOGUE = "airflow_edge_agent.runtime.messages"
 _PROGRAMS = {"edge-agent": "airflow_edge_agent.main", "edgectl": "airflow_edge_agent.ctl.main"}
 
 
@@ -139,11 +140,12 @@ class Images:
                 _write(layer / "usr/bin" / name, _SCRIPT.format(home=AGENT_HOME, module=module), 0o755)
             install_units(layer, release.systemd)
             # What the packages' scripts do: users, and nothing started.
-            script = (
-                "systemd-sysusers && systemctl preset edge-agent.service && mkdir -p /usr/lib/systemd/catalog && "
-                f"/{AGENT_HOME}/bin/python -I -m airflow_edge_agent.runtime.messages "
-                "> /usr/lib/systemd/catalog/airflow-edge-agent.catalog && journalctl --update-catalog"
-            )
+            script = "systemd-sysusers && systemctl preset edge-agent.service"
+            if (package / "runtime/messages.py").exists():
+                script += (
+                    f" && mkdir -p /usr/lib/systemd/catalog && /{AGENT_HOME}/bin/python -I -m {_CATALOGUE} "
+                    "> /usr/lib/systemd/catalog/airflow-edge-agent.catalog && journalctl --update-catalog"
+                )
             _in_root(
                 [layer, agent, bottom], f"{script} && python3 -m compileall -q /{AGENT_HOME}/{site}/airflow_edge_agent"
             )

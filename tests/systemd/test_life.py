@@ -88,7 +88,7 @@ def test_stop_waits_for_the_task_and_says_so(edge: Edge) -> None:
     edge.guest.run("systemctl", "stop", "--no-block", AGENT)
     edge.guest.wait_for_unit(AGENT, "deactivating")
     wait_until(
-        lambda: re.search(r"stopping|waits?|drain", text_of(edge)),
+        lambda: "waits for 1" in text_of(edge),
         seconds=30,
         what="a status that says what it waits for",
         seen=lambda: text_of(edge),

@@ -14,7 +14,7 @@ from machine.guest import GuestError
 @pytest.fixture
 def quick_watchdog(edge: Edge) -> None:
     """Let systemd lose patience within seconds, and the daemon allow to be frozen."""
-    edge.drop_in(AGENT, "[Service]\nWatchdogSec=6\nRestartSec=1\nEnvironment=EDGE_AGENT_TEST_FREEZE=1\n")
+    edge.drop_in(AGENT, "[Service]\nWatchdogSec=6\nRestartSec=1\nEnvironment=EDGE_AGENT_DEBUG=1\n")
     edge.guest.run("systemctl", "restart", AGENT)
     edge.wait_connected()
 
@@ -24,7 +24,7 @@ def test_a_frozen_loop_is_named_and_the_daemon_restarted(edge: Edge, quick_watch
     errand = edge.send("hold")
     errand.wait_began()
     before, runner = edge.invocation(), edge.guest.main_pid(RUNNER)
-    request = json.dumps({"do": "freeze", "loop": "time", "kind": kind})
+    request = json.dumps({"do": "freeze", "loop": "time", "how": kind})
     talk = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/airflow-edge-agent/control.sock'); "
         "s.sendall(sys.argv[1].encode() + b'\\n'); print(s.recv(1000).decode())"
