@@ -223,7 +223,7 @@ def _tree_hash(paths: list[Path]) -> str:
     for top in paths:
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path}\0".encode() + path.read_bytes() + b"\0")
+                digest.update(f"{path.relative_to(SOURCE)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ _REBOOT = 133
 """Exit code of systemd-nspawn when the machine wants to be started again."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _PREFIX = "edge-machine-"
+_NEW_SECONDS = 300.0
+"""An empty cgroup younger than this may be that of a machine about to start."""
 _NEEDED = ("systemd-nspawn", "unshare", "nsenter", "mmdebstrap")
 
 # A mount namespace of its own, so that the overlay goes with the process, whatever ends it. A cgroup of its own, or two
@@ -192,10 +195,15 @@ class NspawnMachine(Guest):
 
     @staticmethod
     def _sweep() -> None:
-        """Remove what killed runs have left; a cgroup in use cannot be removed."""
-        for kind in ("", "systemd", "unified"):
-            for cgroup in (_CGROUPS / kind).glob(f"{_PREFIX}*"):
-                _remove(cgroup)
+        """Remove the cgroups that killed runs have left."""
+        for events in [*_CGROUPS.glob(f"{_PREFIX}*/cgroup.events"), *_CGROUPS.glob(f"*/{_PREFIX}*/cgroup.events")]:
+            cgroup = events.parent
+            with contextlib.suppress(OSError):
+                young = time.time() - cgroup.stat().st_ctime < _NEW_SECONDS
+                if young or "populated 0" not in events.read_text():
+                    continue
+                for path in (_CGROUPS / cgroup.name, *_CGROUPS.glob(f"*/{cgroup.name}")):
+                    _remove(path)
 
 
 def _pid_namespace(pid: int) -> Path:
