@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
 
+from airflow_edge_agent.adapters.environment_file import environment_file
 from machine.edge import AGENT, RUNNER, MakeMachine
 from machine.exposure import OPEN, left_open, table
 from machine.image import BOOKWORM, SOURCE, TRIXIE, Images, Release
@@ -97,3 +99,19 @@ def test_the_page_shows_the_table_of_this_release(machine: NspawnMachine, releas
         shown = re.search(f"<!-- exposure {unit} -->\n(.*?)<!-- end -->", page, re.DOTALL)
         assert shown is not None, unit
         assert shown.group(1) == table(machine, unit), f"{SYSTEMD_PAGE.name} is not up to date; run: make docs-systemd"
+
+
+def test_systemd_reads_the_runners_environment_as_we_write_it(machine: NspawnMachine) -> None:
+    wanted = {
+        "JSON": '[{"name": "a b", "kwargs": {"path": "/srv/d\\u00fc"}}]',
+        "SHELL_LIKE": "$HOME `id` \\$x \\\\ 'single' \"double\" # no comment",
+        "LINES": "one\n  two\ttab\n",
+        "EMPTY": "",
+        "UNICODE": "grüße 世界",
+        "SPACES": "  kept  ",
+    }
+    machine.write("/run/test.env", environment_file(wanted), mode="0600")
+    run = ["systemd-run", "--wait", "--pipe", "-q", "-p", "EnvironmentFile=/run/test.env", "-p", "User=edge-task"]
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    found = json.loads(machine.run(*run, "/usr/bin/python3", "-c", code))
+    assert {name: found.get(name) for name in wanted} == wanted
