@@ -26,6 +26,7 @@ OPEN: dict[str, dict[str, str]] = {
         "Delegate": "one cgroup per task, with limits of its own",
         "ProtectControlGroups": "it makes those cgroups",
         "ProtectSystem": "tasks write where the administrator lets edge-task write; /usr, /boot and /etc are read-only",
+        "ProtectProc": "task processes are undumpable, and it would hide those even from the runner, their parent",
         "ProtectHome": "Dag bundles and data may be below /home; ordinary permissions decide",
         "MemoryDenyWriteExecute": "just-in-time compilers (numba, PyTorch, Java, Node) need it",
         "SystemCallFilter_privileged": "programs that tasks start call chown and the like, and the kernel refuses them",
