@@ -90,15 +90,17 @@ def test_reload_of_a_bad_configuration_fails_and_changes_nothing(edge: Edge) -> 
     before = edge.pid()
     good = edge.guest.read(CONFIG)
     edge.guest.write(CONFIG, good.replace("concurrency", "concurency"))
-    with pytest.raises(GuestError):
-        edge.guest.run("systemctl", "reload", AGENT)
-    assert edge.pid() == before
-    assert edge.guest.show(AGENT, "ActiveState") == "active"
-    edge.guest.wait_for_message("did you mean 'concurrency'", "-u", AGENT)
-    errand = edge.send("hold")
-    errand.wait_began()
-    errand.check_unharmed()
-    edge.guest.write(CONFIG, good)
+    try:
+        with pytest.raises(GuestError):
+            edge.guest.run("systemctl", "reload", AGENT)
+        assert edge.pid() == before
+        assert edge.guest.show(AGENT, "ActiveState") == "active"
+        edge.guest.wait_for_message("did you mean 'concurrency'", "-u", AGENT)
+        errand = edge.send("hold")
+        errand.wait_began()
+        errand.check_unharmed()
+    finally:
+        edge.guest.write(CONFIG, good)
 
 
 def test_a_bad_configuration_at_start_stops_with_78_and_stays_down(make_edge: MakeEdge) -> None:

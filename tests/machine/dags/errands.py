@@ -38,7 +38,7 @@ def hold() -> None:
         with (folder() / "lines").open("w") as copy:
             number = 0
             while not (folder() / "go").exists() or number < 20:
-                line = f"line {number} grüße " + "x" * (number * 7 % 101)
+                line = f"line {number} grüße {'x' * (number * 7 % 101)}."
                 print(line)
                 copy.write(line + "\n")
                 copy.flush()
