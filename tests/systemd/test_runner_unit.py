@@ -13,9 +13,9 @@ from machine.nspawn import NspawnMachine
 
 SOCKET_UNIT = "edge-runner.socket"
 
-# Says what it is told to, and prints what it hears until an event of the wanted kind.
+# Says what it is told to, and prints what it hears until an event of the wanted kind. One that is ready says so in its hello.
 _TALK = """
-import socket, sys
+import json, socket, sys
 path, say, wanted = sys.argv[1:]
 s = socket.socket(socket.AF_UNIX)
 s.settimeout(100)
@@ -24,7 +24,8 @@ if say:
     s.sendall(say.encode() + b"\\n")
 for line in s.makefile("rb"):
     print(line.decode().strip(), flush=True)
-    if f'"ev":"{wanted}"'.encode() in line.replace(b" ", b""):
+    heard = json.loads(line)
+    if heard["ev"] == wanted or (wanted == "ready" and heard.get("ready")):
         break
 """
 
