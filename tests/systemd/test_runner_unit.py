@@ -13,7 +13,8 @@ from machine.nspawn import NspawnMachine
 
 SOCKET_UNIT = "edge-runner.socket"
 
-# Says what it is told to, and prints what it hears until an event of the wanted kind. One that is ready says so in its hello.
+# Says what it is told to, and prints what it hears until an event of the wanted kind. A runner that is ready says so in
+# its hello.
 _TALK = """
 import json, socket, sys
 path, say, wanted = sys.argv[1:]
