@@ -44,22 +44,38 @@ def make_machine(images: Images, keeper: Keeper, tmp_path_factory: pytest.TempPa
         machine.close()
 
 
+def _enrolled(machine: NspawnMachine, site: AirflowSite, settings: dict[str, Any] | None = None) -> Edge:
+    name = f"machine-{next(_numbers)}"
+    edge = Edge(machine, site, name=name, token=site.create_agent_token(name))
+    edge.configure(settings)
+    return edge
+
+
+@pytest.fixture
+def make_edge(
+    images: Images, keeper: Keeper, site: AirflowSite, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeEdge]:
+    """Boot machines with an enrolled agent that has never been started.
+
+    They end with the test: all agents serve one queue, and another test's task would run on them.
+    """
+    machines: list[NspawnMachine] = []
+
+    def make(settings: dict[str, Any] | None = None) -> Edge:
+        folder = tmp_path_factory.mktemp("machine") / "m"
+        machine = NspawnMachine(folder, keeper=keeper, layers=images.agent(BOOKWORM), prepare=furnish)
+        machines.append(machine)
+        machine.boot()
+        return _enrolled(machine, site, settings)
+
+    yield make
+    for machine in machines:
+        machine.close()
+
+
 @pytest.fixture(scope="module")
-def make_edge(make_machine: MakeMachine, site: AirflowSite) -> MakeEdge:
-    """Boot machines with an enrolled agent that has never been started."""
-
-    def make(settings: dict[str, Any] | None = None, **options: Any) -> Edge:
-        name = f"machine-{next(_numbers)}"
-        edge = Edge(make_machine(**options), site, name=name, token=site.create_agent_token(name))
-        edge.configure(settings)
-        return edge
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def edge(make_edge: MakeEdge) -> Edge:
+def edge(make_machine: MakeMachine, site: AirflowSite) -> Edge:
     """Return an agent that is enabled, started and connected; the tests of a module share it."""
-    edge = make_edge()
+    edge = _enrolled(make_machine(), site)
     edge.enable()
     return edge
