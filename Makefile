@@ -81,6 +81,22 @@ test-runtimes: .venv/ready $(RUNTIMES:%=.compat/runtime-%/ready) ## Run the demo
 test-faults: .venv/ready ## Break things while tasks run, and check that nothing is lost; SEEDS=3, ARGS=--help shows the rest
 	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 SEEDS="$(SEEDS)" $(IN_VENV)/python -m faults $(ARGS)
 
+.PHONY: test-systemd
+test-systemd: .venv/ready ## Test units and agent on Debian machines with a real systemd; needs root, systemd-container, mmdebstrap
+	@UV="$(abspath $(UV))" $(IN_VENV)/pytest tests/systemd $(ARGS)
+
+.PHONY: test-qemu
+test-qemu: .venv/ready ## Test limits, out of memory and reboot on an emulated machine; needs root, qemu-system-x86, mmdebstrap
+	@UV="$(abspath $(UV))" $(IN_VENV)/pytest tests/qemu --timeout 1200 $(ARGS)
+
+.PHONY: bench-systemd
+bench-systemd: .venv/ready ## Measure start, idle CPU and memory of the daemon under systemd
+	@UV="$(abspath $(UV))" PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m machine.bench $(ARGS)
+
+.PHONY: docs-systemd
+docs-systemd: .venv/ready ## Write what systemd thinks of our units into docs/systemd.md
+	@UV="$(abspath $(UV))" PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m machine.document
+
 .PHONY: lint
 lint: .venv/ready ## Check style, types and layers
 	@echo "ruff check"; $(IN_VENV)/ruff check
@@ -102,7 +118,7 @@ bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 
 
 .PHONY: clean
 clean: ## Remove everything that these targets have made
-	@rm -rf .tools .venv .demo .bench .compat .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .tools .venv .demo .bench .compat .machines .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the targets stand on.
