@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import time
+
+import sdnotify
 
 _LONGEST_STATUS = 400
 
@@ -18,14 +18,12 @@ class SystemdNotifier:
     """
 
     def __init__(self) -> None:
-        address = os.environ.get("NOTIFY_SOCKET", "")
-        # A name that begins with @ is one without a file.
-        self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._socket: socket.socket | None = None
-        if address:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.settimeout(0)
-        self.watchdog_seconds = _watchdog_seconds() if address else None
+        # Without the variable the library would leave a socket behind for the garbage collector.
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        if self._notifier is not None and self._notifier.socket is not None:
+            # A service manager that does not listen right now must not stop us.
+            self._notifier.socket.settimeout(0)
+        self.watchdog_seconds = _watchdog_seconds() if self._notifier is not None else None
         """Within this time systemd wants a sign of life; ``None``: it wants none."""
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
             os.environ.pop(name, None)
@@ -34,7 +32,7 @@ class SystemdNotifier:
     @property
     def present(self) -> bool:
         """Whether a service manager listens."""
-        return self._socket is not None
+        return self._notifier is not None
 
     def ready(self, status: str) -> None:
         """Say that start-up, or a reload, is complete."""
@@ -68,14 +66,13 @@ class SystemdNotifier:
 
     def close(self) -> None:
         """Close the socket."""
-        if self._socket is not None:
-            self._socket.close()
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
 
     def _notify(self, message: str) -> None:
-        if self._socket is not None:
-            # A service manager that does not listen right now must not stop us.
-            with contextlib.suppress(OSError):
-                self._socket.sendto(message.encode(), self._address)
+        if self._notifier is not None:
+            # The library sends Latin-1 and would drop what that does not have; systemd wants UTF-8.
+            self._notifier.notify(message.encode().decode("latin-1"))
 
 
 def _line(text: str) -> str:
