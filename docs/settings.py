@@ -48,15 +48,16 @@ others are named in the log, and take effect with the next restart (which leaves
 
 def described(model: type[BaseModel]) -> dict[str, str]:
     """Return what the source says below each field."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    assert isinstance(definition, ast.ClassDef)
     found: dict[str, str] = {}
-    for field, after in zip(definition.body, [*definition.body[1:], ast.Pass()], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            text = ""
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                text = " ".join(str(after.value.value).replace("``", "`").split())
-            found[field.target.id] = text
+    for base in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, after in zip(definition.body, [*definition.body[1:], ast.Pass()], strict=True):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = ""
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                    text = " ".join(str(after.value.value).replace("``", "`").split())
+                found[field.target.id] = text
     return found
 
 
@@ -64,7 +65,7 @@ def default(value: Any) -> str:
     """Write a default value as TOML has it; what depends on the machine is told in words."""
     if value is PydanticUndefined:
         return "see there"
-    if value is None:
+    if value is None or (isinstance(value, BaseModel) and value == type(value)()):
         return "none"
     return f"`{json.dumps(value if isinstance(value, bool | int | float | str | list | dict) else str(value))}`"
 

@@ -101,10 +101,15 @@ class LimitSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     memory_max: Annotated[int, BeforeValidator(_size)] | None = None
+    """Memory beyond which a job is ended, e.g. ``"512M"`` or ``"2G"``."""
     memory_high: Annotated[int, BeforeValidator(_size)] | None = None
+    """Memory beyond which a job is slowed down and has to give some back."""
     cpu_quota: Annotated[float, BeforeValidator(_share)] | None = None
+    """Share of CPU time; ``"100%"`` is one core, ``"150%"`` one and a half."""
     pids_max: Annotated[int, _whole(MAX_PIDS)] | None = None
+    """Most processes and threads at a time."""
     io_weight: Annotated[int, _whole(10_000)] | None = None
+    """Share of a busy disk against other jobs, 1 to 10000; the kernel gives 100 to who asks for none."""
 
     @model_validator(mode="after")
     def _high_below_max(self) -> LimitSettings:
