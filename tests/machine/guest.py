@@ -43,7 +43,7 @@ class Guest(abc.ABC):
         if user is None:
             return []
         group = "nogroup" if user == "nobody" else user
-        return ["setpriv", f"--reuid={user}", f"--regid={group}", "--init-groups", "--"]
+        return ["setpriv", f"--reuid={user}", f"--regid={group}", "--init-groups", "--", "env", "HOME=/"]
 
     @staticmethod
     def environment() -> list[str]:

@@ -67,8 +67,8 @@ def test_a_task_has_no_variable_of_the_service_manager(found: dict[str, Any]) ->
 def users(edge: Edge) -> Iterator[None]:
     """Make a reader and an operator."""
     edge.guest.run("groupadd", "--system", "edge-reader")
-    edge.guest.run("useradd", "--system", "--user-group", "--groups", "edge-reader", "reader")
-    edge.guest.run("useradd", "--system", "--user-group", "--groups", "edge-operator", "operator")
+    edge.guest.run("useradd", "--system", "--user-group", "--groups", "edge-reader", "site-reader")
+    edge.guest.run("useradd", "--system", "--user-group", "--groups", "edge-operator", "site-operator")
     edge.configure({"control": {"read_group": "edge-reader"}})
     edge.guest.run("systemctl", "restart", AGENT)
     edge.wait_connected()
@@ -78,7 +78,13 @@ def users(edge: Edge) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("user", "rights"),
-    [("nobody", ""), ("edge-task", ""), ("reader", "read"), ("operator", "read change"), ("root", "read change")],
+    [
+        ("nobody", ""),
+        ("edge-task", ""),
+        ("site-reader", "read"),
+        ("site-operator", "read change"),
+        ("root", "read change"),
+    ],
 )
 def test_the_control_socket_knows_whom_it_speaks_to(edge: Edge, users: None, user: str, rights: str) -> None:
     as_user = None if user == "root" else user
