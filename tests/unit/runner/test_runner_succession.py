@@ -59,6 +59,26 @@ def end_all(runner: RunnerProcess) -> None:
             wait_until(lambda one=process: not processes.lives(one), seconds=SECONDS, what="the successor's end")  # type: ignore[misc] # bound here on purpose
 
 
+def test_a_successor_is_started_as_it_is_told(base: Path) -> None:
+    # Installed, the runner is started by a wrapper, which alone knows where the current task runtime is.
+    program = Path(__file__).with_name("plain_runner.py")
+    mark = base / "mark"
+    wrapper = base / "wrapper with a space"
+    wrapper.write_text(f'#!/bin/sh\necho "$MARK" >"{mark}"\nexec "{sys.executable}" -P "{program}" "$@"\n')
+    wrapper.chmod(0o700)
+    words = ["/usr/bin/env", "MARK=new runtime", str(wrapper)]
+    with plain_runner(base, *(f"--successor={word}" for word in words)) as old, old.connect() as client:
+        when_ready(client)
+        try:
+            client.send(wire.Renew())
+            client.next(wire.Leaving)
+            assert mark.read_text() == "new runtime\n"
+            with Client(old.socket) as later:
+                assert later.next(wire.Hello).pid != old.process.pid
+        finally:
+            end_all(old)
+
+
 @pytest.mark.parametrize("how", ["command", "signal"])
 def test_a_successor_takes_over_under_a_running_job(base: Path, how: str) -> None:
     with plain_runner(base) as old, old.connect() as client:

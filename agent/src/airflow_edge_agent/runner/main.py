@@ -68,6 +68,13 @@ def _parse() -> argparse.Namespace:
         default=0.0,
         help="end jobs when no agent has been there for so long; 0: never",
     )
+    parser.add_argument(
+        "--successor",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="what a successor is started with, a word of the command line each; by default as this one was",
+    )
     handed = parser.add_argument_group("what a runner hands over to its successor")
     handed.add_argument("--listen-fd", type=int, help="listening socket")
     handed.add_argument("--lock-fd", type=int, action="append", default=[], help="a lock")
@@ -109,7 +116,7 @@ def _set_up(options: argparse.Namespace, notifier: sockets.Notifier, program: Pa
         stop_without_agent_seconds=options.stop_without_agent_seconds,
         groups=groups,
         notifier=notifier,
-        program=program,
+        program=options.successor or (sys.executable, "-P", str(program)),
         options=successor_options,
         ready_to=options.ready_fd,
         predecessor=succession.Predecessor(options.predecessor),

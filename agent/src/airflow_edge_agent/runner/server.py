@@ -55,7 +55,7 @@ class Setup:
     """How long jobs go on without any daemon; 0: as long as they take."""
     groups: cgroups.Cgroups | cgroups.Missing
     notifier: sockets.Notifier
-    program: Path
+    program: Sequence[str]
     """What a successor is started from."""
     options: Sequence[str]
     """A successor's command line."""

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 READY = b"ready"
 
@@ -21,16 +19,23 @@ class Successor:
     """A runner that is to take over from this one."""
 
     def __init__(
-        self, *, program: Path, options: Sequence[str], listener: int, locks: Sequence[int], notify_address: str
+        self,
+        *,
+        program: Sequence[str],
+        options: Sequence[str],
+        listener: int,
+        locks: Sequence[int],
+        notify_address: str,
     ) -> None:
         """Start it.
 
-        :param options: command line, without what is handed over.
+        :param program: begin of its command line: what to execute, with what it needs to find itself.
+        :param options: the rest, without what is handed over.
         :raises OSError: it cannot be started.
         """
         self._ready_from, ready_to = os.pipe()
         handed = [listener, *locks, ready_to]
-        command = [sys.executable, "-P", str(program), *options]
+        command = [*program, *options]
         command += [f"--listen-fd={listener}", f"--ready-fd={ready_to}", f"--predecessor={os.getpid()}"]
         command += [f"--lock-fd={lock}" for lock in locks]
         environment = dict(os.environ)
