@@ -78,6 +78,8 @@ class Runner:
         self._jobs = jobs.Jobs(setup.jobs_folder, self._clients.broadcast, self._wake)
         self._waiting: dict[str, wire.Run] | None = {}
         """Jobs that came while others may still be cancelled before they begin; ``None``: they begin at once."""
+        self._renew_later = False
+        """Asked to renew itself during the warm-up: does so after it."""
         self._versions: wire.Versions | None = None
         self._isolation: wire.Isolation | None = None
         self._stopping = False
@@ -123,6 +125,8 @@ class Runner:
             self._read_what_waited()
             self._start_waiting()
             self._busy_until = time.monotonic()
+            if self._renew_later:
+                self._renew()
             while not self._done():
                 self._serve(self._patience())
             return EXIT_DONE
@@ -341,7 +345,11 @@ class Runner:
 
     def _renew(self) -> str | None:
         """Start a successor; return why there is none, if there is a reason."""
-        if self._stopping or self._leaving or self._successor is not None or self._waiting is not None:
+        if self._waiting is not None:
+            # What is being loaded may be old already.
+            self._renew_later = True
+            return None
+        if self._stopping or self._leaving or self._successor is not None:
             return None
         try:
             self._successor = succession.Successor(
