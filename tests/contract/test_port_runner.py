@@ -289,6 +289,8 @@ async def test_a_runner_is_renewed_when_other_code_is_on_disk(directory: Path, m
         for offer in (first, second):
             await runner.signal(offer.job_id, "KILL")
             assert ended_job(await side.next_of(RunnerEnded)) == offer.job_id
+        # Our own child: not a zombie, either, although its successor is there.
+        await eventually(lambda: not psutil.pid_exists(old), SECONDS)
     finally:
         process = runner._process
         await end(runner)

@@ -73,6 +73,8 @@ class _Connection:
     """What it has been given and has not ended."""
     files: dict[str, str] = field(default_factory=dict)
     """What it says it was loaded from."""
+    pid: int | None = None
+    """Its pid, as it says."""
 
     def outdated(self) -> bool:
         """Tell whether something else is there now. Of what we may not look at, nothing is known."""
@@ -343,7 +345,8 @@ class SubprocessRunner:
         self._events.put_nowait(RunnerGone(problem, frozenset(jobs)))
         if jobs and problem is None and self._current is None:
             self._run(self._clean_up(), "runner cleaner")
-        if process is not None and process.poll() is None and not self._connections:
+        last = not self._connections or (process is not None and connection.pid == process.pid)
+        if process is not None and process.poll() is None and last:
             # It closed its socket, so it is about to end; it must not stay behind as a zombie.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(process.wait, 5)
@@ -360,6 +363,8 @@ class SubprocessRunner:
     def _greet(self, connection: _Connection, message: dict[str, Any]) -> None:
         """Take in how a runner introduces itself."""
         files, isolation = message.get("files"), message.get("isolation")
+        if isinstance(message.get("pid"), int):
+            connection.pid = message["pid"]
         if isinstance(files, dict):
             connection.files = {str(path): str(mark) for path, mark in list(files.items())[:_MOST_FILES]}
         if message["ev"] == "ready" or message.get("ready"):
