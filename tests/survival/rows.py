@@ -308,7 +308,7 @@ def _gusher(trial: Trial, row: Row, sizes: Sizes) -> None:
             break
     row.expect(count == sizes.log_lines, f"{count} lines of {sizes.log_lines} are in the log")
     seconds = written - began
-    row.remark = f"{sizes.log_lines / 1_000:.0f} MB in {seconds:.0f} s, all delivered {row.truth_seconds:.1f} s later"
+    row.remark = f"{sizes.log_lines / 1_000:.0f} MB in {seconds:.0f} s"
 
 
 def _filler(trial: Trial, row: Row, _: Sizes) -> None:
@@ -416,7 +416,8 @@ def _log(row: Row, task: Task) -> None:
             # What was on its way to a runner that was killed, nobody has.
             missing = task.lines_missing()
             row.expect(missing <= 10, f"log of {task.folder.name}: {missing} lines are missing")
-            row.log = f"identical, {missing} lines never written" if missing > 0 else "identical"
+            last = "last line" if missing == 1 else f"last {missing} lines"
+            row.log = f"identical, {last} not written" if missing > 0 else "identical"
             return
     row.log = "identical" if fault is None and not row.log else row.log or "differs"
 
