@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psutil
 
+from bench.figure import BenchError
 from harness.agent import AgentProcess
 from harness.processes import Keeper, Managed, descendants
 from harness.site import EDGE_EXECUTOR, AirflowSite
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +39,9 @@ class Arm(Protocol):
     log_watch: Callable[[], psutil.Process] | None
     """Finds the process whose memory is watched while a task writes much log; ``None``: that is not measured."""
 
+    warm_up: Callable[[], float] | None
+    """Loads once more what runs tasks; returns how long that took, in seconds. ``None``: nothing is loaded ahead."""
+
     def start(self, site: AirflowSite) -> None:
         """Start what runs the tasks."""
 
@@ -48,8 +57,11 @@ class Arm(Protocol):
     def resting(self) -> bool:
         """Whether nothing is left of the tasks that have ended, nor of what was started only for them."""
 
-    def job_pss_bytes(self) -> tuple[int, int]:
-        """Memory of all processes that are there because of running tasks, and of the shared ones among them."""
+    def job_pss_bytes(self) -> int:
+        """Memory of the running tasks' own processes, supervisors included."""
+
+    def total_pss_bytes(self) -> int:
+        """Memory of everything on the edge side."""
 
 
 class AgentArm:
@@ -68,6 +80,7 @@ class AgentArm:
         self._dags = dags
         self._agent: AgentProcess | None = None
         self.log_watch: Callable[[], psutil.Process] | None = self._daemon
+        self.warm_up: Callable[[], float] | None = self._warm_up
 
     def _daemon(self) -> psutil.Process:
         assert self.agent.process is not None
@@ -112,10 +125,44 @@ class AgentArm:
         """Whether the runner has left."""
         return self.agent.runner() is None
 
-    def job_pss_bytes(self) -> tuple[int, int]:
-        """Memory of supervisors, tasks and the runner, and of the runner alone."""
+    def job_pss_bytes(self) -> int:
+        """Memory of the tasks; they are supervised by threads of the runner."""
+        return self.agent.usage().jobs_pss_bytes
+
+    def total_pss_bytes(self) -> int:
+        """Memory of daemon, runner and tasks."""
         usage = self.agent.usage()
-        return usage.jobs_pss_bytes + usage.runner_pss_bytes, usage.runner_pss_bytes
+        return usage.daemon_pss_bytes + usage.runner_pss_bytes + usage.jobs_pss_bytes
+
+    def _warm_up(self) -> float:
+        with tempfile.TemporaryDirectory(prefix="edge-bench-") as name:
+            folder = Path(name)
+            began = time.monotonic()
+            runner = self._keeper.spawn(
+                "runner",
+                [
+                    *(self._runtime / "bin" / "python", "-P", self._runner_program(), "--idle-seconds", "0"),
+                    *("--socket", folder / "runner.sock", "--jobs-dir", folder),
+                ],
+                env={"AIRFLOW_HOME": str(self._root / "warm-up"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+                cwd=folder,
+                log=self._root / "warm-up.log",
+            )
+            try:
+                wait_until((folder / "runner.sock").exists, seconds=60, what="the runner to listen", poll_seconds=0.01)
+                with socket.socket(socket.AF_UNIX) as connection:
+                    connection.connect(str(folder / "runner.sock"))
+                    for line in connection.makefile("rb"):
+                        message = json.loads(line)
+                        if message["ev"] == "ready" or message.get("ready"):
+                            return time.monotonic() - began
+                raise BenchError(f"the runner did not become ready, see {runner.log}")
+            finally:
+                runner.stop()
+
+    def _runner_program(self) -> Path:
+        (program,) = self._environment.glob("lib/python*/site-packages/airflow_edge_agent/runner/__main__.py")
+        return program
 
 
 class PeerArm:
@@ -133,6 +180,7 @@ class PeerArm:
         self._worker: Managed | None = None
         # Its logs go to the api-server's disk: there is no table to look into.
         self.log_watch: Callable[[], psutil.Process] | None = None
+        self.warm_up: Callable[[], float] | None = None
 
     def start(self, site: AirflowSite) -> None:
         """Start the worker. It reads the same Dag folder as Airflow, as its documentation has it."""
@@ -179,10 +227,14 @@ class PeerArm:
         _, children = self._processes()
         return not any("supervisor" in " ".join(command) for command in _each(children, psutil.Process.cmdline))
 
-    def job_pss_bytes(self) -> tuple[int, int]:
-        """Memory of supervisors and tasks; it shares nothing beside."""
+    def job_pss_bytes(self) -> int:
+        """Memory of supervisors and tasks."""
         _, children = self._processes()
-        return int(sum(_each(children, _pss_bytes))), 0
+        return int(sum(_each(children, _pss_bytes)))
+
+    def total_pss_bytes(self) -> int:
+        """Memory of the worker and of everything below it."""
+        return self.idle_pss_bytes()
 
 
 def _each(processes: list[psutil.Process], read: Callable[[psutil.Process], _T]) -> list[_T]:

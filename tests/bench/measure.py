@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAPPED_TASKS = 10
 CROWD_TASKS = 60
 SLEEPING_TASKS = 4
+WARM_UPS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Bench:
         self._progress("warming up")
         self._finish("bench_single")
         self._finish("bench_mapped")
-        return [*self._latency(), *self._cost(), *self._crowd(), *self._logs(), *self._task_memory(), *self._idle()]
+        parts = (self._latency, self._cost, self._crowd, self._logs, self._task_memory, self._idle, self._warm_up)
+        return [figure for part in parts for figure in part()]
 
     def _finish(self, dag_id: str) -> list[TaskInstance]:
         api = self._site.api
@@ -95,10 +97,10 @@ class Bench:
             spans.append((max(ended) - min(queued)).total_seconds() / MAPPED_TASKS)
         total = [sum(parts) for parts in zip(daemon, others, strict=True)]
         return [
-            Figure("cpu_per_task_seconds", "CPU per trivial task (s)", statistics.median(total), 0.12, 3),
+            Figure("cpu_per_task_seconds", "CPU per trivial task (s)", statistics.median(total), 0.08, 3),
             Figure("cpu_per_task_daemon_seconds", "  of that, daemon", statistics.median(daemon), digits=3),
             Figure("cpu_per_task_others_seconds", "  of that, all else", statistics.median(others), digits=3),
-            Figure("wall_per_task_seconds", "wall per trivial task, start to end (s)", statistics.median(wall)),
+            Figure("wall_per_task_seconds", "wall per trivial task, start to end (s)", statistics.median(wall), 0.25),
             Figure("span_per_task_seconds", "first queued to last ended, per task (s)", statistics.median(spans)),
         ]
 
@@ -130,6 +132,10 @@ class Bench:
     def _task_memory(self) -> list[Figure]:
         self._progress(f"memory of {SLEEPING_TASKS} sleeping tasks")
         api = self._site.api
+        # What is there before the first task and stays after the last belongs to none of them.
+        self._finish("bench_single")
+        self._settled_cpu()
+        waiting = self._arm.total_pss_bytes()
         run_id = api.trigger_dag("bench_sleep")
 
         def all_running() -> bool:
@@ -137,15 +143,15 @@ class Bench:
 
         wait_until(all_running, seconds=RUN_SECONDS, what="all sleeping tasks to run")
         self._settled_cpu()
+        jobs, total = self._arm.job_pss_bytes(), self._arm.total_pss_bytes()
         if not all_running():
             raise BenchError("the sleeping tasks ended before their memory could be measured")
-        jobs, shared = self._arm.job_pss_bytes()
         api.wait_for_run("bench_sleep", run_id, seconds=RUN_SECONDS)
+        share = SLEEPING_TASKS * MEBIBYTE
         return [
-            Figure(
-                "pss_per_task_mib", "PSS per running task (MiB)", (jobs - shared) / SLEEPING_TASKS / MEBIBYTE, digits=1
-            ),
-            Figure("pss_shared_mib", "PSS of the runner they share (MiB)", shared / MEBIBYTE, digits=1),
+            Figure("pss_added_per_task_mib", "PSS that a running task adds (MiB)", (total - waiting) / share, 25, 1),
+            Figure("pss_per_task_mib", "  its own processes' PSS (MiB)", jobs / share, digits=1),
+            Figure("pss_waiting_mib", "PSS of all that waits for tasks, warm (MiB)", waiting / MEBIBYTE, digits=1),
         ]
 
     def _idle(self) -> list[Figure]:
@@ -162,6 +168,15 @@ class Bench:
             Figure("idle_pss_mib", "idle PSS (MiB)", self._arm.idle_pss_bytes() / MEBIBYTE, 35, 1),
             Figure("idle_requests_per_minute", "idle, requests per minute", requests * 60 / elapsed, 3, 1),
             Figure("idle_cpu_seconds_per_hour", "idle CPU (s per hour)", cpu * 3600 / elapsed, digits=1),
+        ]
+
+    def _warm_up(self) -> list[Figure]:
+        if self._arm.warm_up is None:
+            return []
+        self._progress(f"warm-up of a runner, {WARM_UPS} times")
+        seconds = [self._arm.warm_up() for _ in range(WARM_UPS)]
+        return [
+            Figure("warm_up_seconds", "runner's warm-up, start to ready, median (s)", statistics.median(seconds), 2.5)
         ]
 
     def _requests(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
-from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
+from airflow_edge_agent.adapters.runner import PROGRAM, RunnerOptions, SubprocessRunner
 from airflow_edge_agent.ports import (
     JobStore,
     Runner,
@@ -23,6 +25,7 @@ from airflow_edge_agent.ports import (
     RunnerError,
     RunnerEvent,
     RunnerGone,
+    RunnerNotRenewed,
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
@@ -167,6 +170,25 @@ async def test_signalling_a_job_that_is_not_there_is_no_error(side: Side) -> Non
     await side.runner.signal(new_id(), "KILL")
 
 
+async def test_there_is_nothing_to_renew_without_a_runner(side: Side) -> None:
+    assert not await side.runner.renew()
+    assert not await side.runner.renew(if_changed=True)
+
+
+async def test_a_renewed_runner_takes_jobs_as_before(side: Side) -> None:
+    async def run() -> None:
+        offer = make_offer()
+        await side.hand_over(offer)
+        side.tell_invalid(offer)
+        assert ended_job(await side.next_of(RunnerEnded)) == offer.job_id
+
+    await run()
+    assert not await side.runner.renew(if_changed=True)
+    assert await side.runner.renew()
+    await run()
+    await run()
+
+
 async def test_closing_twice_is_no_error(side: Side) -> None:
     await side.runner.close()
     await side.runner.close()
@@ -236,6 +258,87 @@ async def test_the_next_daemon_takes_over_the_jobs_of_the_last_one(directory: Pa
         await end(second)
         process.terminate()
         await asyncio.to_thread(process.wait, 20)
+
+
+async def test_a_runner_is_renewed_when_other_code_is_on_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = directory / "code"
+    shutil.copytree(PROGRAM.parent, code)
+    monkeypatch.setattr("airflow_edge_agent.adapters.runner.PROGRAM", code / "__main__.py")
+    runner, store = real_runner(directory), DirectoryJobStore(directory / "jobs", directory)
+    side = Side(runner, store, runner.events())
+    first = job_that_waits()
+    try:
+        await side.hand_over(first)
+        started = await side.next_of(RunnerStarted)
+        assert isinstance(started, RunnerStarted)
+        old = psutil.Process(started.pid).ppid()
+        assert not await runner.renew(if_changed=True)
+        # As package managers do it: another file in its place.
+        (code / "new").write_text((code / "work.py").read_text())
+        (code / "new").rename(code / "work.py")
+        assert await runner.renew(if_changed=True)
+        assert not await runner.renew(if_changed=True)
+        # What is sent before the old one has said that it leaves, it still takes.
+        await eventually(lambda: runner._current is None, SECONDS)
+        second = job_that_waits()
+        await side.hand_over(second)
+        again = await side.next_of(RunnerStarted)
+        assert isinstance(again, RunnerStarted)
+        assert psutil.Process(again.pid).ppid() != old
+        assert psutil.Process(started.pid).ppid() == old
+        for offer in (first, second):
+            await runner.signal(offer.job_id, "KILL")
+            assert ended_job(await side.next_of(RunnerEnded)) == offer.job_id
+        # Our own child: not a zombie, either, although its successor is there.
+        await eventually(lambda: not psutil.pid_exists(old), SECONDS)
+    finally:
+        await end(runner)
+        # Its successor is nobody's child here.
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(directory) in " ".join(one.cmdline()):
+                    one.kill()
+                    one.wait(10)
+
+
+async def test_a_renewal_that_fails_is_told(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = directory / "code"
+    shutil.copytree(PROGRAM.parent, code)
+    monkeypatch.setattr("airflow_edge_agent.adapters.runner.PROGRAM", code / "__main__.py")
+    runner, store = real_runner(directory), DirectoryJobStore(directory / "jobs", directory)
+    side = Side(runner, store, runner.events())
+    try:
+        offer = make_offer()
+        await side.hand_over(offer)
+        await side.next_of(RunnerEnded)
+        (code / "main.py").write_text("raise SystemExit(1)\n")
+        assert await runner.renew(if_changed=True)
+        told = await side.next_of(RunnerNotRenewed)
+        assert isinstance(told, RunnerNotRenewed)
+        assert "this runner goes on" in told.detail
+        offer = make_offer()
+        await side.hand_over(offer)
+        assert ended_job(await side.next_of(RunnerEnded)) == offer.job_id
+    finally:
+        await end(runner)
+
+
+async def test_the_runners_own_log_is_bounded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_edge_agent.adapters.runner.MAX_LOG_BYTES", 1_000)
+    (directory / "runner.log").write_text("the last words of an earlier one\n")
+    runner, store = real_runner(directory), DirectoryJobStore(directory / "jobs", directory)
+    side = Side(runner, store, runner.events())
+    try:
+        for _ in range(2):
+            offer = make_offer()
+            await side.hand_over(offer)
+            assert isinstance(await side.next_of(RunnerEnded), RunnerEnded)
+            assert (directory / "runner.log").stat().st_size <= 1_000
+            with (directory / "runner.log").open("a") as log:
+                log.write("x" * 2_000)
+        assert (directory / "runner.log.1").read_text().endswith("x" * 2_000)
+    finally:
+        await end(runner)
 
 
 async def test_a_runner_that_is_killed_is_missed_with_its_jobs(directory: Path) -> None:

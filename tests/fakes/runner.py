@@ -30,6 +30,9 @@ class MemoryRunner:
         self.limits: dict[str, JobLimits | None] = {}
         self.signals: list[tuple[str, str]] = []
         self.closed = False
+        self.changed = False
+        """Whether something else is on disk than what it was loaded from."""
+        self.renewals = 0
         self._automatic = automatic
         self._left_behind = left_behind or {}
         self._ready = False
@@ -66,6 +69,14 @@ class MemoryRunner:
     async def signal(self, job_id: str, signal: Literal["TERM", "KILL"]) -> None:
         await asyncio.sleep(0)
         self.signals.append((job_id, signal))
+
+    async def renew(self, *, if_changed: bool = False) -> bool:
+        await asyncio.sleep(0)
+        if not self._ready or (if_changed and not self.changed):
+            return False
+        self.changed = False
+        self.renewals += 1
+        return True
 
     async def events(self) -> AsyncIterator[RunnerEvent]:
         while True:

@@ -42,8 +42,13 @@ class KeptLogs:
 
     def read(self, job_id: str) -> bytes | None:
         """Return the log of a job as its last dispatch left it; ``None``: it had none."""
+        found = self.descriptor(job_id)
+        return None if found is None else os.pread(found, os.fstat(found).st_size, 0)
+
+    def descriptor(self, job_id: str) -> int | None:
+        """Return the open file of that log."""
         found = self._kept.get(job_id)
-        return os.pread(found[-1], os.fstat(found[-1]).st_size, 0) if found else None
+        return found[-1] if found else None
 
     def _run(self) -> None:
         while not self._leaving.wait(_KEEP_SECONDS):
@@ -144,7 +149,7 @@ class Scene:
             server_url=self.proxy.url,
             token=self.world.token(name),
             name=name,
-            bundles={"faults": Path(__file__).parent / "dags"},
+            bundles={"faults": self.world.dags},
             settings=self._settings | dict(settings or {}),
             variables=self._variables,
         )

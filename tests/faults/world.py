@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +30,29 @@ class World:
 
     :param database: ``postgresql`` or ``sqlite``.
     :param scale: all deadlines are multiplied by this; for machines that are slow or busy.
+    :param dags: folder of the Dags, and in ``dag_ids`` which of them to wait for.
+    :param settings: further environment variables of Airflow.
     """
 
-    def __init__(self, root: Path, *, database: str = "postgresql", scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        database: str = "postgresql",
+        scale: float = 1.0,
+        dags: Path = DAGS,
+        dag_ids: Sequence[str] = (DAG_ID,),
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.root = root
         self.database = database
         self.scale = scale
         self.postgres: Postgres | None = None
         self.revived: list[str] = []
         """Components of Airflow that ended by themselves and were started again, as a service manager would."""
+        self.dags = dags
+        self._dag_ids = dag_ids
+        self._settings = dict(settings or {})
         self._stack = ExitStack()
         self._tokens: dict[str, str] = {}
         self._retired: set[str] = set()
@@ -56,14 +70,15 @@ class World:
                     self.root / "site",
                     keeper=self.keeper,
                     environment=ENVIRONMENT,
-                    bundles={"faults": DAGS},
+                    bundles={"faults": self.dags},
                     database_url=self.postgres.create_database() if self.postgres else None,
                     settings={
                         # A killed scheduler's work is taken over within a scenario, not within minutes.
                         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
                         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
                         "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "2",
-                    },
+                    }
+                    | self._settings,
                 )
             )
             self.site.start()
@@ -71,7 +86,8 @@ class World:
                 self.site.env()["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"], pool_pre_ping=True
             )
             self._stack.callback(self.engine.dispose)
-            self.site.api.wait_for_dag(DAG_ID, seconds=90 * self.scale)
+            for dag_id in self._dag_ids:
+                self.site.api.wait_for_dag(dag_id, seconds=90 * self.scale)
         except BaseException:
             self._stack.close()
             raise

@@ -69,7 +69,8 @@ class AgentProcess:
         self.state_dir = root / "state"
         self.log = root / "agent.log"
         self.process: Managed | None = None
-        self._program = environment / "bin" / "edge-agent"
+        self.program = environment / "bin" / "edge-agent"
+        """What is started as the daemon."""
         self._variables = dict(variables or {})
         self._short_dir: tempfile.TemporaryDirectory[str] | None = None
         root.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ class AgentProcess:
         """Start the daemon, without waiting for it to be connected."""
         self.process = self.keeper.spawn(
             f"agent {self.name}",
-            [self._program, "run", "--config", self.config],
+            [self.program, "run", "--config", self.config],
             env=self._variables,
             cwd=self.root,
             log=self.log,

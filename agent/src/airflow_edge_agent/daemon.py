@@ -206,6 +206,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         reporter=reporter,
         health=health,
         custom=custom,
+        runner=runner,
     )
 
     @functools.cache
@@ -253,7 +254,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     )
     loops = {
         "link": link.run(),
-        "runner": runner_loop(pump, runner, store, runtime.ready),
+        "runner": runner_loop(pump, runner, store, runtime.ready, lambda found: setattr(reporter, "isolation", found)),
         "signals": pump.signal_loop(),
         "time": time_loop(pump, store),
         "thrift": thrift_loop(pump, give_back_memory),

@@ -23,8 +23,9 @@ from airflow_edge_agent.configuration import ConfigError, Loaded
 from airflow_edge_agent.core.events import LimitsChanged, StopAsked, StopKind, StopPolicy
 from airflow_edge_agent.core.health import Range
 from airflow_edge_agent.core.policy import Limits
-from airflow_edge_agent.ports import Notifier, TransportError
+from airflow_edge_agent.ports import Notifier, Runner, TransportError
 from airflow_edge_agent.runtime.health import CustomLoop, CustomPlan, HealthLoop, HealthPlan
+from airflow_edge_agent.runtime.jobs import renew_if_changed
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.logging import SendEntry, configure_logging, redact
 from airflow_edge_agent.runtime.pump import Pump
@@ -145,6 +146,7 @@ class Operations:
         reporter: Reporter,
         health: HealthLoop,
         custom: CustomLoop,
+        runner: Runner,
     ) -> None:
         self.loaded = loaded
         self._read_again = read_again
@@ -156,6 +158,7 @@ class Operations:
         self._reporter = reporter
         self._health = health
         self._custom = custom
+        self._runner = runner
         self._token: str | None = None
         self._announced: tuple[StopKind, float] | None = None
         self._busy = asyncio.Lock()
@@ -218,6 +221,7 @@ class Operations:
         self.loaded = replace(new, enrolled=enrolled, settings=old.settings.model_copy(update=changes))
         self._apply(old.settings, applied)
         fault = await self.enroll()
+        renewed = await renew_if_changed(self._runner)
         log.info(
             "has read its configuration again",
             applied=", ".join(applied) or "nothing new",
@@ -225,7 +229,13 @@ class Operations:
             **({"enrolment": fault} if fault else {}),
             edge_event="reloaded",
         )
-        return {"reloaded": True, "applied": applied, "need_a_restart": waiting, "enrolment_fault": fault}
+        return {
+            "reloaded": True,
+            "applied": applied,
+            "need_a_restart": waiting,
+            "enrolment_fault": fault,
+            "runner_renewed": renewed,
+        }
 
     def _apply(self, old: Settings, applied: list[str]) -> None:
         settings = self.settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.maintenance import MaintenanceMemory
@@ -82,6 +82,15 @@ class RunnerReady:
     """The runner has loaded the task runtime."""
 
     versions: dict[str, str]
+    isolation: dict[str, Any] | None = None
+    """What keeps its jobs apart, as it says: ``cgroups``, ``missing``, ``own_supervisor``."""
+
+
+@dataclass(frozen=True)
+class RunnerNotRenewed:
+    """No successor has taken over from the runner, which goes on as it is."""
+
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class RunnerGone:
     """The jobs that this very runner had. Others may have gone to its successor already."""
 
 
-RunnerEvent = RunnerReady | RunnerStarted | RunnerEnded | RunnerRefused | RunnerGone
+RunnerEvent = RunnerReady | RunnerNotRenewed | RunnerStarted | RunnerEnded | RunnerRefused | RunnerGone
 
 
 class RunnerError(Exception):
@@ -141,6 +150,13 @@ class Runner(Protocol):
 
     async def signal(self, job_id: str, signal: Literal["TERM", "KILL"]) -> None:
         """Signal a job. A job that is not there (any more) is no error."""
+
+    async def renew(self, *, if_changed: bool = False) -> bool:
+        """Let the runner be replaced by one from what is on disk now. Its jobs go on, new ones go to its successor.
+
+        :param if_changed: only if its code or its task runtime is not what it was loaded from.
+        :return: whether that was asked of a runner. One that is not there is loaded from disk anyway.
+        """
 
     def events(self) -> AsyncIterator[RunnerEvent]:
         """Iterate over what the runner reports, without end."""

@@ -282,8 +282,8 @@ def test_a_name_that_is_in_use_is_refused_with_both_sides_named(
     clone = AgentProcess(
         tmp_path / "clone",
         keeper=first.keeper,
-        environment=Path(first._program).parent.parent,
-        runtime=Path(first._program).parent.parent,
+        environment=Path(first.program).parent.parent,
+        runtime=Path(first.program).parent.parent,
         server_url=site.url,
         token=first.token_file.read_text().strip(),
         name=first.name,

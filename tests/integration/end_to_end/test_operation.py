@@ -96,6 +96,9 @@ def test_a_restart_that_is_announced_leaves_a_running_task_alone(
     wait_until(lambda: json.loads(ctl(agent, "jobs", "--json"))[0]["phase"] == "running", seconds=60, what="its start")
     (job,) = json.loads(ctl(agent, "jobs", "--json"))
     assert (job["phase"], job["dag_id"], job["task_id"]) == ("running", "steps", "stepwise")
+    isolation = json.loads(ctl(agent, "status", "--json"))["isolation"]
+    assert isolation["own_supervisor"] is None
+    assert isolation["cgroups"] or isolation["missing"]
     wait_until(
         lambda: "first line" in ctl(agent, "logs", job["job_id"][:8]),
         seconds=90,

@@ -22,6 +22,7 @@ from airflow_edge_agent.ports import (
     RunnerEnded,
     RunnerError,
     RunnerGone,
+    RunnerNotRenewed,
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
@@ -558,6 +559,31 @@ async def test_the_runtime_is_looked_at_first_thing(agent: Agent) -> None:
 
 
 # Taking over
+
+
+async def test_a_runner_of_older_code_is_renewed_by_the_next_daemon(agent: Agent) -> None:
+    loop = asyncio.create_task(runner_loop(agent.pump, agent.runner, agent.store, agent.versions.update))
+    await recover(agent.pump, agent.runner, agent.store, "boot")
+    await agent.runner.start(make_offer(), "https://a/")
+    await recover(agent.pump, agent.runner, agent.store, "boot")
+    assert agent.runner.renewals == 0
+    agent.runner.changed = True
+    await recover(agent.pump, agent.runner, agent.store, "boot")
+    await recover(agent.pump, agent.runner, agent.store, "boot")
+    assert agent.runner.renewals == 1
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_what_isolates_jobs_is_passed_on(agent: Agent) -> None:
+    found: list[dict[str, Any] | None] = []
+    loop = asyncio.create_task(runner_loop(agent.pump, agent.runner, agent.store, agent.versions.update, found.append))
+    agent.runner.report(RunnerReady({}, {"cgroups": True, "missing": [], "own_supervisor": None}))
+    agent.runner.report(RunnerNotRenewed("it did not start"))
+    await eventually(lambda: found)
+    assert found == [{"cgroups": True, "missing": [], "own_supervisor": None}]
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
 
 
 async def test_recover(agent: Agent) -> None:

@@ -47,7 +47,7 @@ COMMANDS: list[wire.Command] = [
 EVENTS: list[wire.Event] = [
     wire.Hello(pid=1, ready=False, versions=None, jobs=(wire.RunningJob(job_id=JOB, pid=2, start_time=3),)),
     wire.Hello(pid=1, ready=True, versions=VERSIONS, jobs=()),
-    wire.Hello(pid=1, ready=True, versions=VERSIONS, jobs=(), isolation=ISOLATION, leaving=True),
+    wire.Hello(pid=1, ready=True, versions=VERSIONS, jobs=(), isolation=ISOLATION, leaving=True, files={"/a": "1 2 3"}),
     wire.Ready(versions=VERSIONS, warmup_seconds=1.5, isolation=ISOLATION),
     wire.Leaving(),
     wire.Problem(detail="no"),

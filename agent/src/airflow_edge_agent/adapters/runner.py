@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -24,12 +25,14 @@ from airflow_edge_agent.ports import (
     RunnerError,
     RunnerEvent,
     RunnerGone,
+    RunnerNotRenewed,
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
 )
 from airflow_edge_agent.protocol.frames import Offer
 from airflow_edge_agent.protocol.limits import JobLimits
+from airflow_edge_agent.runner import origin
 
 _SIGNALS = {"TERM": 15, "KILL": 9}
 _START_SECONDS = 20.0
@@ -37,6 +40,11 @@ _START_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _CLOSE_SECONDS = 5.0
 _MAX_LINE_BYTES = 16 * 1024 * 1024
+_MOST_FILES = 500
+_MOST_WORDS = 500
+
+MAX_LOG_BYTES = 1024 * 1024
+"""Size of ``runner.log`` from which on it is begun anew; one earlier log is kept beside it."""
 
 EXIT_TAKEN = 75
 """Exit code of a runner that finds another one at work."""
@@ -63,6 +71,18 @@ class _Connection:
     writer: asyncio.StreamWriter
     jobs: set[str] = field(default_factory=set)
     """What it has been given and has not ended."""
+    files: dict[str, str] = field(default_factory=dict)
+    """What it says it was loaded from."""
+    pid: int | None = None
+    """Its pid, as it says."""
+
+    def outdated(self) -> bool:
+        """Tell whether something else is there now. Of what we may not look at, nothing is known."""
+        for path, mark in self.files.items():
+            with contextlib.suppress(PermissionError, ValueError):
+                if origin.mark(Path(path)) != mark:
+                    return True
+        return False
 
 
 class SubprocessRunner:
@@ -126,8 +146,7 @@ class SubprocessRunner:
         connection.jobs.update(jobs)
         if not hello.get("leaving"):
             self._current = connection
-            if hello.get("ready"):
-                self._events.put_nowait(RunnerReady(hello.get("versions") or {}))
+            self._greet(connection, hello)
         self._listen(connection)
         return jobs
 
@@ -165,12 +184,18 @@ class SubprocessRunner:
         with contextlib.suppress(RunnerError):
             await self._write(connection, {"op": "signal", "job_id": job_id, "signal": _SIGNALS[signal]})
 
-    async def renew(self) -> None:
-        """Let the runner be replaced by one from the code that is on disk now; its jobs go on.
-
-        :raises RunnerError: there is none.
-        """
-        await self._write(self._current, {"op": "renew"})
+    async def renew(self, *, if_changed: bool = False) -> bool:
+        """Let the runner be replaced by one from what is on disk now; return whether that was asked of one."""
+        connection = self._current
+        if connection is None or (if_changed and not connection.outdated()):
+            return False
+        # Until the next change there is no reason to ask again.
+        connection.files = {}
+        try:
+            await self._write(connection, {"op": "renew"})
+        except RunnerError:
+            return False
+        return True
 
     async def events(self) -> AsyncIterator[RunnerEvent]:
         """Iterate over what the runner reports."""
@@ -226,7 +251,8 @@ class SubprocessRunner:
         command += ["--stop-without-agent-seconds", f"{self._options.stop_without_agent_seconds:g}"]
         try:
             # A file, not our stderr: the runner outlives us, and a broken pipe would kill it.
-            with os.fdopen(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
+            self._keep_log()
+            with os.fdopen(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 -- the program is ours, the Python the operator's choice
                     command,
                     stdin=subprocess.DEVNULL,
@@ -239,6 +265,18 @@ class SubprocessRunner:
                 )
         except OSError as error:
             raise RunnerError(f"{self._python}: cannot be run ({error.strerror}); check runner.python") from None
+
+    def _keep_log(self) -> None:
+        """Put aside what the last runner has said."""
+        with contextlib.suppress(FileNotFoundError):
+            self._log.rename(self._log.with_name(f"{self._log.name}.1"))
+
+    def _bound_log(self) -> None:
+        """Begin the log anew when it has become long; the runner has it open, so it must stay the same file."""
+        with contextlib.suppress(OSError):
+            if not self._foreign and self._log.stat().st_size > MAX_LOG_BYTES:
+                shutil.copyfile(self._log, self._log.with_name(f"{self._log.name}.1"))
+                os.truncate(self._log, 0)
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -282,10 +320,8 @@ class SubprocessRunner:
         try:
             while (message := await _read(connection.reader)) is not None:
                 match message.get("ev"):
-                    case "hello" if message.get("ready"):
-                        self._events.put_nowait(RunnerReady(message.get("versions") or {}))
-                    case "ready":
-                        self._events.put_nowait(RunnerReady(message.get("versions") or {}))
+                    case "hello" | "ready":
+                        self._greet(connection, message)
                     case "leaving":
                         # The next job connects to its successor, by the same name.
                         self._current = None if self._current is connection else self._current
@@ -297,16 +333,20 @@ class SubprocessRunner:
                         jobs.discard(str(message["job_id"]))
                         told = read_result(str(message["job_id"]), json.dumps(message.get("result")).encode())
                         self._events.put_nowait(RunnerEnded(str(message["job_id"]), told))
+                        self._bound_log()
                     case "refused" if message["job_id"] is not None:
                         jobs.discard(str(message["job_id"]))
                         self._events.put_nowait(RunnerRefused(str(message["job_id"]), str(message.get("detail"))))
+                    case "refused":
+                        self._events.put_nowait(RunnerNotRenewed(str(message.get("detail"))[:_MOST_WORDS]))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a runner that talks nonsense is as good as gone
         self._hang_up(connection)
         self._events.put_nowait(RunnerGone(problem, frozenset(jobs)))
         if jobs and problem is None and self._current is None:
             self._run(self._clean_up(), "runner cleaner")
-        if process is not None and process.poll() is None and not self._connections:
+        last = not self._connections or (process is not None and connection.pid == process.pid)
+        if process is not None and process.poll() is None and last:
             # It closed its socket, so it is about to end; it must not stay behind as a zombie.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(process.wait, 5)
@@ -319,6 +359,17 @@ class SubprocessRunner:
             async with self._starting:
                 if self._current is None:
                     await self._launch()
+
+    def _greet(self, connection: _Connection, message: dict[str, Any]) -> None:
+        """Take in how a runner introduces itself."""
+        files, isolation = message.get("files"), message.get("isolation")
+        if isinstance(message.get("pid"), int):
+            connection.pid = message["pid"]
+        if isinstance(files, dict):
+            connection.files = {str(path): str(mark) for path, mark in list(files.items())[:_MOST_FILES]}
+        if message["ev"] == "ready" or message.get("ready"):
+            known = isolation if isinstance(isolation, dict) else None
+            self._events.put_nowait(RunnerReady(message.get("versions") or {}, known))
 
     def _hang_up(self, connection: _Connection) -> None:
         connection.writer.close()

@@ -289,6 +289,8 @@ def reload(client: Client, arguments: argparse.Namespace) -> int:
     if not answer["reloaded"]:
         raise Refused("refused", f"the agent keeps its old configuration:\n{answer['fault']}")
     out(f"in effect now: {', '.join(answer['applied']) or 'nothing new'}")
+    if answer.get("runner_renewed"):
+        out("the runner is renewed: its code or its task runtime has changed")
     if answer["need_a_restart"]:
         complain(f"in effect after a restart: {', '.join(answer['need_a_restart'])}")
     if answer["enrolment_fault"]:

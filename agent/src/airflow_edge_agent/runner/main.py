@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import cgroups, child, memory, processes, records, sdk, server, sockets, succession, warm, work
+from . import cgroups, child, memory, origin, processes, records, sdk, server, sockets, succession, warm, work
 
 EXIT_UNUSABLE_FOLDER = 73
 
@@ -120,6 +120,8 @@ def _set_up(options: argparse.Namespace, notifier: sockets.Notifier, program: Pa
         options=successor_options,
         ready_to=options.ready_fd,
         predecessor=succession.Predecessor(options.predecessor),
+        # Before anything of the task runtime is loaded: what changes meanwhile must be seen as a change.
+        files=origin.marks(),
     )
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import cgroups, child, clients, jobs, sdk, sockets, succession, threaded, warm, wire, zygote
@@ -62,6 +62,8 @@ class Setup:
     ready_to: int | None
     """Where a predecessor waits to hear that this one is ready."""
     predecessor: succession.Predecessor
+    files: dict[str, str] = field(default_factory=dict)
+    """What this runner is loaded from."""
 
 
 class Runner:
@@ -271,6 +273,7 @@ class Runner:
             jobs=self._jobs.running(),
             isolation=self._isolation,
             leaving=self._leaving,
+            files=self._setup.files,
         )
 
     def _obey(self, client: clients.Client, command: wire.Command) -> None:

@@ -181,6 +181,8 @@ class Hello:
     """``None`` before it is known: until then, the runner is not ready."""
     leaving: bool = False
     """It takes no new jobs: a successor does, on the same socket."""
+    files: dict[str, str] = field(default_factory=dict)
+    """What it was loaded from: paths with marks, see :func:`origin.mark`. Where one has changed, it is out of date."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +298,7 @@ def decode_event(line: bytes) -> Event:
                 jobs=tuple(RunningJob(**_process(job)) for job in jobs),
                 isolation=_isolation(data.get("isolation")),
                 leaving=bool(_optional(data, "leaving", bool)),
+                files={str(path): str(mark) for path, mark in (_optional(data, "files", dict) or {}).items()},
             )
         case "ready":
             return Ready(

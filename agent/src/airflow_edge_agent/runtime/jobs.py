@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+import structlog
 
 from airflow_edge_agent.core.events import JobEnded, JobFound, JobStarted, LogGrew, RuntimeChecked, Tick
 from airflow_edge_agent.core.jobs import Phase
@@ -14,12 +17,15 @@ from airflow_edge_agent.ports import (
     Runner,
     RunnerEnded,
     RunnerGone,
+    RunnerNotRenewed,
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
 )
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.pump import Pump
+
+log = structlog.get_logger()
 
 IDLE_SECONDS = 3.0
 """How long without jobs counts as idle."""
@@ -34,15 +40,26 @@ PROOF_SECONDS = 10.0
 """How long after the start an agent without any job tries whether its task runtime works."""
 
 
+def _ignore(_: dict[str, Any] | None) -> None:
+    pass
+
+
 async def runner_loop(
-    pump: Pump, runner: Runner, store: JobStore, on_versions: Callable[[dict[str, str]], None]
+    pump: Pump,
+    runner: Runner,
+    store: JobStore,
+    on_versions: Callable[[dict[str, str]], None],
+    on_isolation: Callable[[dict[str, Any] | None], None] = _ignore,
 ) -> None:
     """Feed what the runner reports."""
     async for event in runner.events():
         match event:
-            case RunnerReady(versions):
+            case RunnerReady(versions, isolation):
                 on_versions(versions)
+                on_isolation(isolation)
                 pump.feed(RuntimeChecked(None))
+            case RunnerNotRenewed(detail):
+                log.warning("the runner goes on as it is", reason=detail)
             case RunnerStarted(job_id, pid):
                 pump.feed(JobStarted(job_id, pid))
             case RunnerEnded(job_id, told):
@@ -126,9 +143,18 @@ async def thrift_loop(pump: Pump, give_back: Callable[[], None]) -> None:
             await pump.busy.wait()
 
 
+async def renew_if_changed(runner: Runner) -> bool:
+    """After an upgrade: let new jobs start from the new code, while those that run go on. Return whether it was one."""
+    asked = await runner.renew(if_changed=True)
+    if asked:
+        log.info("renews the runner: its code or its task runtime has changed", edge_event="runner_renewed")
+    return asked
+
+
 async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> None:
     """Take over the jobs of an earlier run of the daemon, and find out how those ended that are no more."""
     running = await runner.reattach()
+    await renew_if_changed(runner)
     for job in store.load():
         ended = job.ended
         pid = running.get(job.job_id)

@@ -77,6 +77,12 @@ EVENTS: dict[str, Message] = {
         "The edge agent keeps its old configuration",
         "The new one is not usable. edgectl config check says where and why.",
     ),
+    "runner_renewed": Message(
+        "f040874ffa264986866c06a38e38dd4c",
+        "The edge agent renews its runner",
+        "The runner's code or its task runtime has changed on disk. New jobs start from what is there now; running\n"
+        "ones go on in the runner that they have.",
+    ),
     "stopping": Message(
         "fe0af8f00d2d415db61d19dbcb03cdf3",
         "The edge agent is stopping",

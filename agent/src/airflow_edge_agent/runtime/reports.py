@@ -35,6 +35,8 @@ class Reporter:
         self._core = core
         self._link = link
         self._person = person
+        self.isolation: dict[str, Any] | None = None
+        """What keeps jobs apart, as the last runner has said; ``None``: none has, yet."""
 
     def line(self) -> str:
         """Describe it in one line, for the service manager."""
@@ -86,6 +88,7 @@ class Reporter:
             "version": self._person.version,
             "server_version": welcome.server_version if welcome is not None else None,
             "airflow_version": welcome.airflow_version if welcome is not None else None,
+            "isolation": self.isolation,
             "runtime": versions.model_dump(exclude_none=True) if versions is not None else {},
             "pid": self._person.pid,
             "uptime_seconds": round(now - self._person.started_at, 1),

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from airflow_edge_agent.adapters.runtime_env import check_runtime
 from airflow_edge_agent.ctl.doctor import Check, Scene
@@ -70,8 +71,11 @@ def unreadable(path: Path, uid: int, groups: set[int]) -> Path | None:
 
 
 def cgroups(scene: Scene) -> Iterator[Check]:
-    """Look whether limits of tasks can be kept."""
-    del scene
+    """Look whether limits of tasks can be kept, and each task be ended with all it has started."""
+    told = scene.status.get("isolation")
+    if isinstance(told, dict):
+        yield from _isolation(told)
+        return
     root = Path("/sys/fs/cgroup")
     if not (root / "cgroup.controllers").exists():
         yield Check("cgroups", "warn", "no cgroup v2 here: tasks cannot be limited one by one",
@@ -92,6 +96,21 @@ def cgroups(scene: Scene) -> Iterator[Check]:
                     f"Delegate=yes in {RUNNER_UNIT}")  # fmt: skip
     else:
         yield Check("cgroups", "ok", f"delegated to the runner: {', '.join(there)}")
+
+
+def _isolation(told: dict[str, Any]) -> Iterator[Check]:
+    """Say what the runner itself has found out."""
+    missing = [str(text) for text in told.get("missing", [])]
+    if not missing:
+        yield Check("cgroups", "ok", "each job has a group of its own, with all limits")
+    elif told.get("cgroups"):
+        yield Check("cgroups", "warn", "; ".join(missing), f"Delegate=yes in {RUNNER_UNIT}, and a kernel that has them")
+    else:
+        yield Check("cgroups", "warn", f"jobs are not limited one by one: {'; '.join(missing)}",
+                    f"run the runner as {RUNNER_UNIT}, with Delegate=yes; see docs/limits.md")  # fmt: skip
+    if told.get("own_supervisor"):
+        yield Check("supervision", "warn", f"each task has a supervising process of its own: {told['own_supervisor']}",
+                    "it costs memory and CPU; a task runtime of a known Task SDK does without")  # fmt: skip
 
 
 def disk(scene: Scene) -> Iterator[Check]:

@@ -1,0 +1,45 @@
+"""What a runner says it was loaded from."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from airflow_edge_agent.runner import origin, server
+
+
+def test_code_interpreter_and_packages_are_marked() -> None:
+    marks = origin.marks()
+    assert {server.__file__, sysconfig.get_path("purelib")} < set(marks)
+    assert all(origin.mark(Path(path)) == mark for path, mark in marks.items())
+
+
+def test_a_file_that_is_replaced_has_another_mark_even_with_the_same_time(tmp_path: Path) -> None:
+    old, new = tmp_path / "a", tmp_path / "b"
+    for path in (old, new):
+        path.write_text("same")
+        os.utime(path, (1, 1))
+    before = origin.mark(old)
+    new.rename(old)
+    assert origin.mark(old) not in {before, None}
+
+
+def test_what_comes_and_goes_in_a_folder_changes_it(tmp_path: Path) -> None:
+    os.utime(tmp_path, (1, 1))
+    before = origin.mark(tmp_path)
+    (tmp_path / "package-2.0.dist-info").mkdir()
+    assert origin.mark(tmp_path) != before
+
+
+def test_nothing_has_no_mark(tmp_path: Path) -> None:
+    assert origin.mark(tmp_path / "none") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_what_may_not_be_looked_at_is_no_change(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(PermissionError):
+        origin.mark(tmp_path / "closed" / "file")
