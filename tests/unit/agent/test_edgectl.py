@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from airflow_edge_agent import __version__
+from airflow_edge_agent.ctl.client import SYSTEM_SOCKET, find_socket
 
 SECONDS = 30.0
 TOKEN = "eat_0123456789abcdef_" + "s" * 43
@@ -310,6 +311,15 @@ def test_bad_requests_get_an_answer_and_do_no_harm(site: Site) -> None:
             client.close()
     site.wait_for(lambda: site.status()["health"] == "degraded")
     assert "Traceback" not in site.said()
+
+
+@pytest.mark.parametrize("home", ["/" + "x" * 300, "/proc/1/root"])
+def test_a_home_that_cannot_be_looked_into_is_nobodys(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    for name in ("EDGE_AGENT_CONTROL__SOCKET", "EDGE_AGENT_RUNTIME_DIR", "EDGE_AGENT_STATE_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    assert find_socket(None, Path("/nowhere/agent.toml")) == SYSTEM_SOCKET
 
 
 def test_reload(site: Site) -> None:
