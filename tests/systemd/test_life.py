@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import pytest
 
 from harness.waiting import wait_until
 from machine.edge import AGENT, RUNNER, Edge, MakeEdge
@@ -51,6 +54,24 @@ def test_the_status_line_tells_the_truth(edge: Edge) -> None:
     errand.wait_began()
     wait_until(lambda: "1/4" in text_of(edge), seconds=30, what="1/4 in the status", seen=lambda: text_of(edge))
     errand.check_unharmed()
+
+
+def test_left_idle_it_finds_its_task_runtime_good(edge: Edge) -> None:
+    edge.guest.run("systemctl", "restart", AGENT)
+    daemon = str(edge.pid())
+    # Seconds after the start it tries, locked in as it is, whether the runtime can be loaded.
+    wait_until(
+        lambda: edge.guest.run("pgrep", "-P", daemon, "-f", "execution_time", check=False),
+        seconds=40,
+        what="a proof of the runtime",
+    )
+    wait_until(
+        lambda: not edge.guest.run("pgrep", "-P", daemon, "-f", "execution_time", check=False),
+        seconds=60,
+        what="the end of the proof",
+    )
+    status = edge.edgectl("status")
+    assert (status["health"], status["faults"]) == ("healthy", []), status
 
 
 def text_of(edge: Edge) -> str:
@@ -120,10 +141,17 @@ def test_sigkill_of_the_runner_is_reported_and_the_next_task_gets_a_new_one(edge
     again.check_unharmed()
 
 
-def test_stopping_the_runner_ends_its_tasks(edge: Edge) -> None:
-    errand = edge.send("hold")
+@pytest.mark.parametrize("conf", [{}, {"deaf": True}], ids=["heeds SIGTERM", "ignores SIGTERM"])
+def test_stopping_the_runner_ends_its_tasks(edge: Edge, conf: dict[str, Any]) -> None:
+    errand = edge.send("hold", **conf)
     task = errand.wait_began()
     edge.guest.run("systemctl", "stop", RUNNER, seconds=90)
     assert edge.guest.result("kill", "-0", str(task)).returncode != 0
+    assert edge.guest.show(RUNNER, "Result") == "success"
     assert errand.wait(90) == "failed"
     assert [note[0] for note in errand.notes()] == ["began"]
+    detail = str(edge.site.query(f"SELECT detail FROM edge_agent_job WHERE run_id = '{errand.run_id}'"))
+    assert "the runner was told to stop" in detail, detail
+    # Without a job there is no reason to start it again.
+    edge.guest.run("edgectl", "status")
+    assert edge.guest.show(RUNNER, "ActiveState") == "inactive"
