@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_edge_agent.adapters.runner import mark_of
 from airflow_edge_agent.runner import origin, server
 
 
@@ -36,10 +37,24 @@ def test_what_comes_and_goes_in_a_folder_changes_it(tmp_path: Path) -> None:
 
 def test_nothing_has_no_mark(tmp_path: Path) -> None:
     assert origin.mark(tmp_path / "none") is None
+    assert mark_of(tmp_path / "none") is None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
-def test_what_may_not_be_looked_at_is_no_change(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0)
+def test_the_daemon_makes_the_same_marks() -> None:
+    assert all(mark_of(Path(path)) == mark for path, mark in origin.marks().items())
+
+
+def test_what_may_not_be_looked_at_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Path(sysconfig.get_path("purelib"))
+    look = Path.stat
+
+    def stat(path: Path) -> os.stat_result:
+        if path == closed:
+            raise PermissionError
+        return look(path)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert str(closed) not in origin.marks()
+    assert server.__file__ in origin.marks()
     with pytest.raises(PermissionError):
-        origin.mark(tmp_path / "closed" / "file")
+        origin.mark(closed)

@@ -32,7 +32,6 @@ from airflow_edge_agent.ports import (
 )
 from airflow_edge_agent.protocol.frames import Offer
 from airflow_edge_agent.protocol.limits import JobLimits
-from airflow_edge_agent.runner import origin
 
 _SIGNALS = {"TERM": 15, "KILL": 9}
 _START_SECONDS = 20.0
@@ -80,7 +79,7 @@ class _Connection:
         """Tell whether something else is there now. Of what we may not look at, nothing is known."""
         for path, mark in self.files.items():
             with contextlib.suppress(PermissionError, ValueError):
-                if origin.mark(Path(path)) != mark:
+                if mark_of(Path(path)) != mark:
                     return True
         return False
 
@@ -387,6 +386,20 @@ class SubprocessRunner:
             connection.writer.close()
             with contextlib.suppress(OSError):
                 await connection.writer.wait_closed()
+
+
+def mark_of(place: Path) -> str | None:
+    """Return the mark of a file or folder, as the runner makes it (``runner/origin.py``, which is not loaded here).
+
+    :raises PermissionError: we may not look.
+    """
+    try:
+        found = place.stat()
+    except PermissionError:
+        raise
+    except OSError:
+        return None
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
 async def _read(reader: asyncio.StreamReader) -> dict[str, Any] | None:

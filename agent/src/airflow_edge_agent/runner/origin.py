@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import sysconfig
 from pathlib import Path
@@ -16,7 +17,12 @@ def marks() -> dict[str, str]:
     interpreter = Path(sys.executable)
     places = [*sorted(Path(__file__).parent.glob("*.py")), interpreter, interpreter.parent.parent / "pyvenv.cfg"]
     places += [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
-    return {str(place): found for place in places if (found := mark(place)) is not None}
+    found = {}
+    for place in places:
+        # A runner may have been given what its user could not open: nobody will miss the mark.
+        with contextlib.suppress(PermissionError):
+            found[str(place)] = mark(place)
+    return {place: sign for place, sign in found.items() if sign is not None}
 
 
 def mark(place: Path) -> str | None:
