@@ -190,8 +190,7 @@ def test_the_daemon_never_loads_airflow() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('airflow_edge_agent.runner')))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    # Of the runner only how it marks the files that it was loaded from: both have to do that alike.
-    assert done.stdout == "[]\n['airflow_edge_agent.runner', 'airflow_edge_agent.runner.origin']\n"
+    assert done.stdout == "[]\n[]\n"
 
 
 def test_help_and_version_load_next_to_nothing() -> None:
