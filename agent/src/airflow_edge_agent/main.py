@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_edge_agent import __version__
+from airflow_edge_agent.lazily import stay_small
 
 EXIT_USAGE = 64
 EXIT_CONFIG = 78
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from airflow_edge_agent.ctl.stopping import announce  # noqa: PLC0415 -- see below
 
         return announce(arguments.unit, arguments.socket)
+    stay_small()
     # Only now: --help and --version answer without loading everything.
     from airflow_edge_agent.configuration import ConfigError, Loaded, load  # noqa: PLC0415
     from airflow_edge_agent.daemon import run  # noqa: PLC0415

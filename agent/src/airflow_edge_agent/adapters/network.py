@@ -98,6 +98,8 @@ def proxy_for(url: str) -> str | None:
 
     :raises TransportError: the variable holds what we cannot use.
     """
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None  # without loading what reads them
     parts = urlsplit(url)
     host = parts.hostname or ""
     # The standard library's own reading of NO_PROXY, which typeshed does not know.
