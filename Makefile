@@ -166,7 +166,8 @@ python-found:
 	@mkdir -p .compat
 	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .compat/airflow-$*
 	@$(UV) pip install --quiet --python .compat/airflow-$*/bin/python "apache-airflow==$*.*" $(CONSTRAINTS_$*) \
-		apache-airflow-providers-standard hypothesis psycopg2-binary pytest pytest-asyncio pytest-timeout statsd trustme \
+		apache-airflow-providers-standard hypothesis 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio pytest-timeout statsd \
+		trustme \
 		--editable agent --editable server
 	@touch $@
 
