@@ -12,6 +12,7 @@ import pytest
 from harness.agent import AgentProcess
 from harness.processes import Keeper
 from harness.site import AirflowSite
+from harness.waiting import wait_until
 from integration.end_to_end.conftest import DAGS, ENVIRONMENT
 
 pytestmark = pytest.mark.integration
@@ -60,6 +61,11 @@ def test_the_demo_runs(runtime: Path, demo_site: AirflowSite, keeper: Keeper, tm
         assert demo_site.api.xcom("everything", probes, "total") == 12
         shell = demo_site.api.log(demo_site.api.task_instance("edge_demo", demo, "shell"))
         assert any("says hello from a shell" in line.event for line in shell)
-        found = demo_site.query(f"SELECT versions FROM edge_agent WHERE name = '{name}'")
-        assert f'"task_sdk": "{sdk}"' in str(found[0][0])
+        versions = f"SELECT versions FROM edge_agent WHERE name = '{name}'"
+        wait_until(
+            # The runtime is looked at beside the first hello, so a heartbeat may have to tell.
+            lambda: f'"task_sdk": "{sdk}"' in str(demo_site.query(versions)[0][0]),
+            seconds=60,
+            what="the version of the task runtime at the server",
+        )
         print(f"FIGURE task runtime {sdk}: demo and probes succeeded")
