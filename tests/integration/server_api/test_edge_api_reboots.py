@@ -13,11 +13,23 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from airflow_edge_agent.adapters.http import HttpTransport
+from airflow_edge_agent.adapters.network import Network
+from airflow_edge_agent.adapters.websocket import WebSocketTransport
+from airflow_edge_agent.core.agent import AgentCore
+from airflow_edge_agent.core.backoff import Backoff
+from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.protocol import API_PREFIX
 from airflow_edge_agent.protocol.frames import Cancel, Close, HeldJob, Result, ServerFrame, Welcome
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
+from airflow_edge_agent.runtime.link import LinkLoop
+from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_server.api.hub import ASK_SECONDS
 from airflow_edge_server.api.witness import POLL_GAP_SECONDS, Witness
+from fakes import FixedProbe, MemoryJobStore, MemoryRunner
+from fakes.frames import make_hello
 from integration.server_api.channel_kit import ChannelAgent, Served, served
 from integration.server_api.kit import Database, FakeAgent, build_app, only, running, until
 
@@ -136,6 +148,36 @@ async def test_a_clone_of_a_living_agent_is_refused(
             assert_refused(answer, "host-1", agent.boot_id, other.boot_id)
             assert seconds < POLL_GAP_SECONDS
     assert database.agent("factory").session_id == session_id
+
+
+@pytest.mark.parametrize("transport", [HttpTransport, WebSocketTransport])
+async def test_a_real_agent_shows_that_it_lives(
+    database: Database, transport: type[HttpTransport | WebSocketTransport]
+) -> None:
+    app = build_app(database)
+    outer = FastAPI(lifespan=app.router.lifespan_context)
+    outer.mount(API_PREFIX, app)
+    token = database.token("factory")
+    core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0))
+    hello = make_hello(name="factory", hostname="host-1")
+    pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="boot", default_execution_url="http://a/")
+    async with served(outer) as site, httpx.AsyncClient(base_url=f"{site.url}{API_PREFIX}", timeout=30) as client:
+        way = transport(site.url, token, Network())
+        link = LinkLoop(pump, way, FixedProbe(), hello=lambda: hello, backoff=Backoff())
+        life = asyncio.create_task(link.run())
+        await until(lambda: core.connected)
+        session_id = database.agent("factory").session_id
+        clone = FakeAgent(client, "factory", token, agent_id=hello.agent_id)
+        for _ in range(3):
+            answer, seconds = await knock(rebooted(clone))
+            assert_refused(answer, "host-1", "boot")
+            assert seconds < AT_ONCE
+        assert database.agent("factory").session_id == session_id
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        await way.close()
+        # It did not say goodbye.
+        assert isinstance((await knock(rebooted(clone)))[0], Welcome)
 
 
 async def test_the_same_agent_on_another_host_has_to_wait(dial: Callable[[], ChannelAgent]) -> None:
