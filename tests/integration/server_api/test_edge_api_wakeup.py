@@ -213,6 +213,25 @@ def test_a_sign_of_life_brings_back_only_its_own_session(database: Database) -> 
     assert found["other"].metrics == {}
 
 
+@pytest.mark.parametrize(("ahead_seconds", "stays"), [(1, True), (3600, False)])
+def test_a_sign_of_life_does_not_undo_a_later_one_of_another_process(
+    database: Database, ahead_seconds: float, *, stays: bool
+) -> None:
+    database.token("x")
+    now = datetime.now(UTC)
+    stored = now + timedelta(seconds=ahead_seconds)
+    with database.sessions() as session:
+        from airflow_edge_server.store.models import EdgeAgent  # noqa: PLC0415  near its use
+
+        session.add(EdgeAgent(name="factory", state="running", session_id="s", last_contact_at=stored))
+    presence = Presence()
+    presence.note("factory", Sign("s", now))
+    assert presence.flush(database.open) == 1
+    assert database.agent("factory").last_contact_at == (stored if stays else now)
+    assert presence.last_heard("factory", "s") == now
+    assert presence.last_heard("factory", "another") is None
+
+
 def test_signs_of_life_survive_a_fault(database: Database) -> None:
     presence = Presence()
     presence.note("factory", Sign("s", datetime.now(UTC), {"cpu_percent": 3}))

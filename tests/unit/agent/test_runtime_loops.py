@@ -239,6 +239,32 @@ async def test_waits_grow_and_the_same_fault_is_said_once(agent: Agent, monkeypa
     ]
 
 
+async def test_a_name_in_use_is_asked_for_again_soon_and_ever_again(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await real_sleep(0)
+
+    monkeypatch.setattr("airflow_edge_agent.runtime.link.asyncio.sleep", sleep)
+    agent.link._backoff = Backoff(first_seconds=100, longest_seconds=100)
+    agent.server.on_hello = lambda _: [Close(code="name_in_use", message="taken by b")]
+    loop = asyncio.create_task(agent.link.run())
+    async with asyncio.timeout(10):
+        while len(agent.server.hellos) < 20:
+            await real_sleep(0)
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    pauses = [wait for wait in waits if wait > 0]
+    assert len(pauses) >= 19
+    assert all(1 <= wait <= 2 for wait in pauses)
+    assert max(pauses) - min(pauses) > 0.05
+    assert agent.link._backoff.tries == 0
+
+
 async def test_a_refused_credential_ends_the_agent_at_the_third_time(agent: Agent) -> None:
     agent.server.fault = CredentialRefused("https://a: the server refuses this agent's token")
     with capture_logs() as logs:

@@ -15,7 +15,7 @@ from airflow_edge_server.domain.agents import (
     wish_after_decision,
     wish_after_status,
 )
-from airflow_edge_server.domain.identity import Claimant, Incumbent, refusal
+from airflow_edge_server.domain.identity import Claimant, Incumbent, may_be_its_past, refusal
 
 S = AgentState
 ME = Claimant("agent-1", "boot-1", "host-1")
@@ -65,6 +65,22 @@ def test_the_name_of_a_silent_agent_is_given_after_heartbeat_and_grace() -> None
     assert verdict(incumbent(silent=34.9)) is not None
     assert verdict(incumbent(silent=35.1)) is None
     assert verdict(incumbent(silent=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("held", "given"),
+    [
+        (Incumbent("agent-1", "boot-0", "host-1", "s", S.RUNNING, 1), True),
+        (Incumbent("agent-1", "boot-0", "host-2", "s", S.RUNNING, 1), False),
+        (Incumbent("agent-2", "boot-0", "host-1", "s", S.RUNNING, 1), False),
+        (Incumbent("agent-1", None, "host-1", "s", S.RUNNING, 1), False),
+    ],
+)
+def test_only_ones_own_past_that_is_over_gives_the_name_free(held: Incumbent, *, given: bool) -> None:
+    for alive, free in ((False, given), (True, False), (None, False)):
+        said = refusal("factory", held, ME, heartbeat_seconds=25, incumbent_alive=alive)
+        assert (said is None) == free
+    assert may_be_its_past(held, ME) == given
 
 
 def hello(known: AgentState, claimed: AgentState, *, same: bool = False, wanted: bool | None = None) -> AgentState:

@@ -38,6 +38,9 @@ SKEW_WARNING_SECONDS = 30.0
 QUIET_POLL_SECONDS = 1.0
 """How often to look for a moment at which a reconnect disturbs nobody."""
 
+NAME_PAUSE_SECONDS = 1.0
+"""Least time between two hellos while the name is in use; at most twice that."""
+
 REPEAT_SECONDS = 600.0
 """A fault that stays the same is said again this often."""
 
@@ -48,6 +51,7 @@ class _After(Enum):
     FAILURE = "wait ever longer"
     LEAVE = "wait for a random part of the spread: every other agent lost its link as well"
     CLIMB = "connect at once"
+    NAME = "wait a moment: who holds the name may be our own past, and the server finds out whether it lives"
 
 
 class LinkLoop:
@@ -132,6 +136,8 @@ class LinkLoop:
             match after:
                 case _After.CLIMB:
                     pass
+                case _After.NAME:
+                    await asyncio.sleep(NAME_PAUSE_SECONDS * (1 + chance))
                 case _After.LEAVE:
                     await asyncio.sleep(chance * self._pump.core.intervals.reconnect_spread_seconds)
                 case _After.FAILURE:
@@ -173,6 +179,8 @@ class LinkLoop:
                             "the server answered the hello with neither a welcome nor a reason; is server_url an "
                             "Airflow with airflow-edge-server?"
                         )
+                    if any(isinstance(frame, Close) and frame.code == "name_in_use" for frame in frames):
+                        return _After.NAME
                     # The core has said what it thinks of it. All agents may have heard the same.
                     return _After.LEAVE if helpers else _After.FAILURE
         finally:

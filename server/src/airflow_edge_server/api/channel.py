@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller
 from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Ending, Line
+from airflow_edge_server.api.rivals import answered
 from airflow_edge_server.api.service import Service
 from airflow_edge_server.store.dispatch import Room
 
@@ -234,10 +236,10 @@ class Channel:
 
     async def _answer(self, connection: Connection, batch: Batch) -> None:
         batch.session_id = connection.session_id or None
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(
-            self._threads, self._service.on_channel, connection.agent_name, batch, connection.status
-        )
+        if batch.session_id is not None:
+            self._hub.note_sign(connection.agent_name, batch.session_id)
+        handle = functools.partial(self._service.on_channel, connection.agent_name, batch, connection.status)
+        answer = await answered(self._threads, self._hub, connection.agent_name, handle)
         connection.status = answer.status or connection.status
         closes = any(isinstance(frame, Close) for frame in answer.frames)
         if answer.opened and answer.session_id is not None and answer.room is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -17,6 +18,7 @@ from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer, ServerFra
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller, unauthorized, unavailable
 from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Poll
+from airflow_edge_server.api.rivals import answered
 from airflow_edge_server.api.service import Answer, Service
 
 log = logging.getLogger(__name__)
@@ -58,9 +60,11 @@ class Exchange:
             return _error(400, str(error))
         except ClientDisconnect:
             return Response(status_code=400)
+        if batch.session_id is not None:
+            self._hub.note_sign(caller.agent_name, batch.session_id)
+        handle = functools.partial(self._service.handle, caller.agent_name, batch)
         try:
-            loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._threads, self._service.handle, caller.agent_name, batch)
+            answer = await answered(self._threads, self._hub, caller.agent_name, handle)
         except DBAPIError as error:
             log.warning("A batch of agent %s failed: the database failed (%s).", caller.agent_name, _kind(error))
             return unavailable("the database is busy or cannot be reached")

@@ -13,6 +13,7 @@ import asyncio
 import functools
 import logging
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_server.api.lines import Ending, Line, Poll
 from airflow_edge_server.api.service import Answer
+from airflow_edge_server.api.witness import POLL_GAP_SECONDS, Witness
 from airflow_edge_server.domain.identity import of_one_instance
 from airflow_edge_server.store.dispatch import (
     Dispatched,
@@ -56,6 +58,9 @@ REPEAT_SECONDS = 10.0
 
 REFUSAL_PAUSE_SECONDS = 2.0
 """How long an agent that has refused an offer is left alone, so that the same job does not go back and forth."""
+
+ASK_SECONDS = 2.0
+"""How long an agent on a standing connection may take to show that it lives."""
 
 _FORGET_SECONDS = 120.0
 _LAST_SECONDS = 3.0
@@ -139,6 +144,7 @@ class Hub:
         self._lease_seconds = lease_seconds
         self._mint = mint
         self._presence = Presence() if presence is None else presence
+        self._witness = Witness()
         self._watch = TaskWatch(sessions)
         self._pace = pace or Pace()
         self._clock = clock
@@ -204,6 +210,7 @@ class Hub:
 
     def join(self, line: Line) -> None:
         """Register a line. An older one of the same agent ends."""
+        self.note_sign(line.agent_name, line.session_id)
         older = self._lines.pop(line.agent_name, None)
         if older is not None:
             older.end(Ending.REPLACED, [])
@@ -224,6 +231,7 @@ class Hub:
     def leave(self, poll: Poll) -> list[ServerFrame]:
         """Forget a poll whose request is over; return what it was given."""
         self._drop(poll)
+        self._witness.answered(poll.agent_name, poll.session_id)
         return poll.take()
 
     def hang_up(self, line: Line) -> None:
@@ -231,6 +239,7 @@ class Hub:
         current = self._drop(line)
         if not line.session_id:
             return
+        self._witness.broke(line.agent_name, line.session_id)
         if current and not self._ending.is_set():
             self.miss(line)
         task = asyncio.create_task(self._return_offered(line.agent_name, line.session_id))
@@ -239,9 +248,36 @@ class Hub:
 
     def miss(self, line: Line) -> None:
         """Note that an agent is gone from its line. Unless it is heard of again, it loses what it never started."""
+        self._witness.broke(line.agent_name, line.session_id)
         due = time.monotonic() + self._pace.lost_seconds
         self._lost[line.agent_name] = _Lost(line.session_id, self._clock(), due)
         self._wake.set()
+
+    def note_sign(self, agent_name: str, session_id: str) -> None:
+        """Note that something came from an agent in this session."""
+        self._witness.heard(agent_name, session_id)
+
+    async def is_over(self, agent_name: str, session_id: str) -> bool:
+        """Find out whether nobody speaks for a session any more. Asks the agent, if its line is here.
+
+        Only what was seen in this process is known: ``False`` if the session is another's.
+        """
+        if self._line_of(agent_name, session_id) is None:
+            left = self._witness.seconds_left(agent_name, session_id)
+            if left is None or (left > 0 and not await self._witness.is_silent(agent_name, session_id, left)):
+                return False
+        line = self._line_of(agent_name, session_id)
+        if line is None:
+            return True
+        # Every agent answers this at once: whatever it is told to end, it reports as ended.
+        nothing = Cancel(job_id=str(uuid.uuid4()), fence=1, reason="are you there?")
+        seconds = ASK_SECONDS if line.lasting else POLL_GAP_SECONDS
+        self._say(line, [nothing])
+        return await self._witness.is_silent(agent_name, session_id, seconds)
+
+    def _line_of(self, agent_name: str, session_id: str) -> Line | None:
+        line = self._lines.get(agent_name)
+        return line if line is not None and line.session_id == session_id else None
 
     def note_answer(self, agent_name: str, answer: Answer) -> None:
         """Note what a batch of an agent has changed for those who wait."""
@@ -266,6 +302,7 @@ class Hub:
     def note_session(self, agent_name: str, session_id: str, later: list[ServerFrame]) -> None:
         """Note a new session: a line of the one before ends."""
         self._told_of(session_id).later = later
+        self.note_sign(agent_name, session_id)
         self._lost.pop(agent_name, None)
         line = self._lines.get(agent_name)
         if line is not None and line.session_id != session_id:

@@ -63,6 +63,8 @@ class Answer:
     opened: bool = False
     status: Status | None = None
     """What the agent said of itself, once it is in the database."""
+    rival: str | None = None
+    """The session that holds the name, if the hello was refused for it and it may be the agent before a reboot."""
 
 
 class Service:
@@ -89,23 +91,27 @@ class Service:
         self._presence = Presence() if presence is None else presence
         self._clock = clock
 
-    def handle(self, agent_name: str, batch: Batch) -> Answer:
+    def handle(self, agent_name: str, batch: Batch, over: str | None = None) -> Answer:
         """Answer a batch of the agent to which the request's token belongs.
 
+        :param over: a session of that agent of which is known that nobody speaks for it any more.
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
-        return self._handle(agent_name, batch, poll=batch.wait_seconds > 0, known=None, on_channel=False)
+        return self._handle(agent_name, batch, poll=batch.wait_seconds > 0, known=None, on_channel=False, over=over)
 
-    def on_channel(self, agent_name: str, batch: Batch, known: Status | None) -> Answer:
+    def on_channel(self, agent_name: str, batch: Batch, known: Status | None, over: str | None = None) -> Answer:
         """Answer a batch that came on a standing connection.
 
         :param known: what the agent last said of itself there, as far as that is in the database.
+        :param over: a session of that agent of which is known that nobody speaks for it any more.
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
         poll = bool(batch.frames) and batch.frames[0].get("type") == "hello"
-        return self._handle(agent_name, batch, poll=poll, known=known, on_channel=True)
+        return self._handle(agent_name, batch, poll=poll, known=known, on_channel=True, over=over)
 
-    def _handle(self, agent_name: str, batch: Batch, *, poll: bool, known: Status | None, on_channel: bool) -> Answer:
+    def _handle(
+        self, agent_name: str, batch: Batch, *, poll: bool, known: Status | None, on_channel: bool, over: str | None
+    ) -> Answer:
         unknown, frames = self._decode(agent_name, batch.frames)
         if frames and isinstance(frames[0], Close):
             return Answer(batch.session_id, [frames[0]])
@@ -121,7 +127,8 @@ class Service:
                 self._note(agent_name, batch.session_id, signs, known)
         if answer is None:
             answer = write(
-                self._sessions, lambda session: self._act(session, agent_name, batch.session_id, given, poll)
+                self._sessions,
+                lambda session: self._act(session, agent_name, batch.session_id, given, poll=poll, over=over),
             )
         answer.frames.extend(unknown)
         answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
@@ -185,20 +192,29 @@ class Service:
         agent_name: str,
         session_id: str | None,
         frames: list[AgentFrame],
-        poll: bool,  # noqa: FBT001  private
+        *,
+        poll: bool,
+        over: str | None,
     ) -> Answer:
-        answer = self._apply(session, agent_name, session_id, frames, poll=poll)
+        answer = self._apply(session, agent_name, session_id, frames, poll=poll, over=over)
         if answer.requeued:
             announce(session, Topic.JOBS)
         return answer
 
     def _apply(
-        self, session: Session, agent_name: str, session_id: str | None, frames: list[AgentFrame], *, poll: bool
+        self,
+        session: Session,
+        agent_name: str,
+        session_id: str | None,
+        frames: list[AgentFrame],
+        *,
+        poll: bool,
+        over: str | None,
     ) -> Answer:
         now = self._clock()
         answer = Answer(session_id)
         if frames and isinstance(frames[0], Hello):
-            session_id = self._open(session, agent_name, frames[0], now, answer)
+            session_id = self._open(session, agent_name, frames[0], now, answer, over=over)
             if session_id is None:
                 return answer
             frames = frames[1:]
@@ -243,7 +259,9 @@ class Service:
             answer.room = read_rooms(session, [agent_name])[agent_name]
         return answer
 
-    def _open(self, session: Session, agent_name: str, hello: Hello, now: datetime, answer: Answer) -> str | None:
+    def _open(
+        self, session: Session, agent_name: str, hello: Hello, now: datetime, answer: Answer, *, over: str | None
+    ) -> str | None:
         if hello.name != agent_name:
             message = f"the token belongs to the agent {agent_name!r}, not to {hello.name!r}"
             answer.frames.append(Close(code="name_mismatch", message=message))
@@ -254,9 +272,13 @@ class Service:
             now=now,
             heartbeat_seconds=self._settings.heartbeat_seconds,
             server_version=self._server_version,
+            over=None if over is None else store.Over(over, self._presence.last_heard(agent_name, over)),
         )
+        if isinstance(opened, store.Taken):
+            answer.rival, opened = None if over else opened.rival, opened.close
         if isinstance(opened, Close):
-            log.warning("Agent %s was turned away: %s", agent_name, opened.message)
+            if answer.rival is None:
+                log.warning("Agent %s was turned away: %s", agent_name, opened.message)
             answer.frames.append(opened)
             return None
         log.info(

@@ -40,8 +40,18 @@ class Claimant:
     hostname: str
 
 
-def refusal(name: str, incumbent: Incumbent | None, claimant: Claimant, *, heartbeat_seconds: float) -> str | None:
-    """Return why the claimant may not have the name, naming both sides; ``None``: it may, and takes over at once."""
+def refusal(
+    name: str,
+    incumbent: Incumbent | None,
+    claimant: Claimant,
+    *,
+    heartbeat_seconds: float,
+    incumbent_alive: bool | None = None,
+) -> str | None:
+    """Return why the claimant may not have the name, naming both sides; ``None``: it may, and takes over at once.
+
+    :param incumbent_alive: whether the incumbent was found to be there; ``None``: not known, its silence decides.
+    """
     if incumbent is None or incumbent.session_id is None:
         return None
     if (incumbent.agent_id, incumbent.boot_id) == (claimant.agent_id, claimant.boot_id):
@@ -49,10 +59,24 @@ def refusal(name: str, incumbent: Incumbent | None, claimant: Claimant, *, heart
     silent = incumbent.silent_seconds
     if incumbent.state not in CONNECTED_STATES or silent is None or silent > heartbeat_seconds + GRACE_SECONDS:
         return None
+    if incumbent_alive is False and may_be_its_past(incumbent, claimant):
+        return None
     return (
         f"the name {name!r} is in use: held by the agent on host {incumbent.hostname} "
         f"(agent id {incumbent.agent_id}, boot id {incumbent.boot_id}, last heard of {max(silent, 0):.0f} s ago), "
         f"claimed by the one on host {claimant.hostname} (agent id {claimant.agent_id}, boot id {claimant.boot_id})"
+    )
+
+
+def may_be_its_past(incumbent: Incumbent, claimant: Claimant) -> bool:
+    """Tell whether the incumbent may be the claimant before its host was rebooted.
+
+    A clone of the machine looks the same. Only whether the incumbent still lives tells them apart.
+    """
+    return (
+        (incumbent.agent_id, incumbent.hostname) == (claimant.agent_id, claimant.hostname)
+        and incumbent.boot_id is not None
+        and incumbent.boot_id != claimant.boot_id
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import and_, case, literal, or_, update
@@ -23,6 +23,8 @@ FLUSH_SECONDS = 1.0
 
 _LOST_STATES = [state.value for state in AgentState if state not in CONNECTED_STATES]
 _MOST_PER_STATEMENT = 500
+_OVERLAP = timedelta(seconds=10)
+"""Later than this is no sign of life that another process heard meanwhile, but a clock that was wrong."""
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ class Presence:
 
     def __init__(self) -> None:
         self._signs: dict[str, Sign] = {}
+        self._last: dict[str, tuple[str, datetime]] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -60,6 +63,13 @@ class Presence:
                     before.state if sign.state is None else sign.state,
                 )
             self._signs[agent_name] = sign
+            self._last[agent_name] = (sign.session_id, sign.at)
+
+    def last_heard(self, agent_name: str, session_id: str) -> datetime | None:
+        """Return when this process last heard of a session; ``None``: never, or of a later one since."""
+        with self._lock:
+            known, at = self._last.get(agent_name, ("", None))
+        return at if known == session_id else None
 
     def flush(self, sessions: Sessions) -> int:
         """Write what was noted; return for how many agents.
@@ -82,11 +92,11 @@ class Presence:
 
 def _store(session: Session, signs: dict[str, Sign]) -> None:
     agent = EdgeAgent
-    values: dict[str, Any] = {
-        "last_contact_at": case(
-            {name: literal(sign.at, agent.last_contact_at.type) for name, sign in signs.items()}, value=agent.name
-        )
-    }
+    last = agent.last_contact_at
+    at = case({name: literal(sign.at, last.type) for name, sign in signs.items()}, value=agent.name)
+    until = case({name: literal(sign.at + _OVERLAP, last.type) for name, sign in signs.items()}, value=agent.name)
+    # What another process heard a moment later, and has written before, stays.
+    values: dict[str, Any] = {"last_contact_at": case((and_(last > at, last < until), last), else_=at)}
     for column in (agent.metrics, agent.versions):
         told = {
             name: literal(value, column.type)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -33,7 +33,15 @@ from airflow_edge_server.domain.agents import (
     state_at_hello,
     wish_after_status,
 )
-from airflow_edge_server.domain.identity import Claimant, Incumbent, is_outdated, of_one_instance, refusal, session_name
+from airflow_edge_server.domain.identity import (
+    Claimant,
+    Incumbent,
+    is_outdated,
+    may_be_its_past,
+    of_one_instance,
+    refusal,
+    session_name,
+)
 from airflow_edge_server.domain.reconcile import Step, reconcile
 from airflow_edge_server.store.agents import wish_of
 from airflow_edge_server.store.jobs import JobBook, clean
@@ -57,6 +65,28 @@ class Opened:
     requeued: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A hello was refused because its name is in use."""
+
+    close: Close
+    rival: str | None
+    """Session of the holder, if that may be the same agent before a reboot; worth finding out whether it lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A session that was found to be over although nobody has ended it."""
+
+    session_id: str
+    last_heard: datetime | None
+    """When those who found that last heard of it."""
+
+
+_SAME_MOMENT = timedelta(milliseconds=1)
+"""How exactly databases keep times, at the least."""
+
+
 def find_agent(session: Session, name: str) -> EdgeAgent | None:
     """Return the agent's row, locked: everything an agent does happens one after the other."""
     return session.scalars(locked(select(EdgeAgent).where(EdgeAgent.name == name), session)).one_or_none()
@@ -78,18 +108,29 @@ def session_fault(agent: EdgeAgent | None, session_id: str | None) -> Close | No
 
 
 def open_session(
-    session: Session, hello: Hello, *, now: datetime, heartbeat_seconds: float, server_version: str = ""
-) -> Opened | Close:
-    """Open a session and reconcile the jobs, or say why not."""
+    session: Session,
+    hello: Hello,
+    *,
+    now: datetime,
+    heartbeat_seconds: float,
+    server_version: str = "",
+    over: Over | None = None,
+) -> Opened | Taken | Close:
+    """Open a session and reconcile the jobs, or say why not.
+
+    :param over: what was found out about the session that held the name a moment ago.
+    """
     protocol = min(hello.protocol_max, PROTOCOL_VERSION)
     if protocol < max(hello.protocol_min, PROTOCOL_OLDEST):
         return Close(code="protocol_mismatch", message=_mismatch(hello, server_version))
     agent = find_agent(session, hello.name)
     incumbent = None if agent is None else _incumbent(agent, now)
     claimant = Claimant(hello.agent_id, clean(hello.boot_id), clean(hello.hostname))
-    reason = refusal(hello.name, incumbent, claimant, heartbeat_seconds=heartbeat_seconds)
+    alive = None if agent is None or over is None else _lives(agent, over)
+    reason = refusal(hello.name, incumbent, claimant, heartbeat_seconds=heartbeat_seconds, incumbent_alive=alive)
     if reason is not None:
-        return Close(code="name_in_use", message=reason)
+        past = incumbent is not None and may_be_its_past(incumbent, claimant)
+        return Taken(Close(code="name_in_use", message=reason), agent.session_id if agent and past else None)
 
     if agent is not None and is_outdated(hello.instance_id, hello.attempt, agent.session_id):
         return Close(code="session_unknown", message="this hello came late, or twice: say hello again")
@@ -152,6 +193,13 @@ def _mismatch(hello: Hello, server_version: str) -> str:
 def _incumbent(agent: EdgeAgent, now: datetime) -> Incumbent:
     silent = None if agent.last_contact_at is None else (now - agent.last_contact_at).total_seconds()
     return Incumbent(agent.agent_id, agent.boot_id, agent.hostname, agent.session_id, AgentState(agent.state), silent)
+
+
+def _lives(agent: EdgeAgent, over: Over) -> bool | None:
+    """Tell whether the holder of a name lives; ``None``: not known, since another process has heard of it later."""
+    if agent.session_id != over.session_id or over.last_heard is None or agent.last_contact_at is None:
+        return None
+    return None if agent.last_contact_at > over.last_heard + _SAME_MOMENT else False
 
 
 def queues_of(queues: Sequence[str]) -> list[str]:
