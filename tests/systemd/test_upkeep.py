@@ -27,7 +27,7 @@ def test_a_frozen_loop_is_named_and_the_daemon_restarted(edge: Edge, quick_watch
     request = json.dumps({"do": "freeze", "loop": "time", "how": kind})
     talk = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/airflow-edge-agent/control.sock'); "
-        "s.sendall(sys.argv[1].encode() + b'\\n'); print(s.recv(1000).decode())"
+        "s.sendall(sys.argv[1].encode() + b'\\n'); print(s.makefile().readline())"
     )
     assert json.loads(edge.guest.run("python3", "-c", talk, request))["ok"]
     wait_until(
