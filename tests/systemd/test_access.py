@@ -114,7 +114,8 @@ def test_the_journal_can_be_asked_by_dag(edge: Edge) -> None:
 def test_no_secret_is_in_the_journal(edge: Edge) -> None:
     whole = edge.guest.run("journalctl", "-q", "--no-pager", "-o", "export", "--all")
     assert edge.token not in whole
-    assert edge.token.rpartition("_")[2] not in whole
+    # The secret may have underscores of its own.
+    assert edge.token.split("_", 2)[2] not in whole
 
 
 def test_what_the_runner_leaves_is_not_for_others(edge: Edge) -> None:
