@@ -104,6 +104,7 @@ class BundleSettings(_Section):
     classpath: str | None = None
     """Bundle class, for anything that is not a local directory."""
     kwargs: dict[str, JsonValue] = {}
+    """Arguments of that class."""
 
     @model_validator(mode="after")
     def _one_of(self) -> BundleSettings:
@@ -116,6 +117,7 @@ class LogSettings(_Section):
     """The agent's own log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is told."""
     format: Literal["auto", "console", "json"] = "auto"
     """``auto``: coloured on a terminal, plain lines elsewhere."""
 
@@ -130,11 +132,13 @@ class Settings(BaseSettings):
     name: Annotated[str, Field(pattern=NAME_PATTERN, default_factory=_default_name)]
     """Name of this agent; its token is bound to it."""
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)] = ["default"]
+    """Queues whose tasks may run here."""
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
     """Slots: how many single-slot jobs may run at once."""
     token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")
     """File with the agent's token, readable by the agent alone."""
     state_dir: AbsolutePath = Field(default_factory=_default_state_dir)
+    """Where the agent keeps who it is, and its jobs until the server has all of them."""
     runtime_dir: AbsolutePath | None = None
     """For sockets; by default ``run`` below the state directory."""
     execution_api_url: str | None = None
