@@ -93,7 +93,8 @@ repo: .venv/ready ## Make a signed apt and a signed yum repository of dist/packa
 
 .PHONY: clean
 clean: ## Remove everything that these targets have made
-	@rm -rf .tools .venv .demo .bench dist/packages dist/repository dist/documents .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .tools .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf dist/packages dist/repository dist/documents
 	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the targets stand on.
