@@ -117,7 +117,6 @@ class LogSettings(_Section):
     """The agent's own log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much is told."""
     format: Literal["auto", "console", "json"] = "auto"
     """``auto``: coloured on a terminal, plain lines elsewhere."""
 
@@ -138,7 +137,6 @@ class Settings(BaseSettings):
     token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")
     """File with the agent's token, readable by the agent alone."""
     state_dir: AbsolutePath = Field(default_factory=_default_state_dir)
-    """Where the agent keeps who it is, and its jobs until the server has all of them."""
     runtime_dir: AbsolutePath | None = None
     """For sockets; by default ``run`` below the state directory."""
     execution_api_url: str | None = None

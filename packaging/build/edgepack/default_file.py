@@ -39,7 +39,7 @@ def render(sections: Sequence[Section], examples: dict[str, str]) -> str:
 
 def _words(setting: Setting) -> str:
     if setting.required:
-        return f"{setting.doc} Must be given."
+        return f"{setting.doc} Must be given.".strip()
     return setting.doc if setting.is_toml or not setting.default else f"{setting.doc} Default: {setting.default}."
 
 

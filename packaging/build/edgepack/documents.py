@@ -14,6 +14,7 @@ from edgepack.stage import Stage
 _DEFAULTS_IN_WORDS = {
     "name": "the host's name",
     "concurrency": "the number of cores",
+    "runtime_dir": "run below state_dir; under systemd /run/airflow-edge-agent",
     "state_dir": "/var/lib/airflow-edge-agent for root and under systemd",
 }
 _EXAMPLES = {
@@ -29,6 +30,18 @@ _EXAMPLES = {
     "tls_server_name": '"airflow.example.com"',
     "bundles.NAME.path": '"/srv/dags"',
     "bundles.NAME.classpath": '"airflow.providers.git.bundles.git.GitDagBundle"',
+    "runner.dir": '"/var/lib/edge-runner"',
+    "control.socket": '"/run/airflow-edge-agent/control.sock"',
+    "control.read_group": '"adm"',
+    "health.disk_percent.enter": "95",
+    "health.disk_percent.leave": "90",
+    "health.memory_percent.enter": "95",
+    "health.memory_percent.leave": "90",
+    "health.load_per_core.enter": "4",
+    "health.load_per_core.leave": "2",
+    "health.temperature_celsius.enter": "85",
+    "health.temperature_celsius.leave": "75",
+    "metrics.NAME.command": '["/usr/local/bin/press-state", "--json"]',
     "runner.socket": '"/run/edge-runner/runner.sock"',
 }
 _SUMMARIES = {

@@ -73,7 +73,7 @@ def read(model: type[BaseModel], defaults: dict[str, str]) -> list[Section]:
     """Describe a settings model.
 
     :param defaults: words for defaults that depend on the machine, by dotted name.
-    :raises BuildError: a field has no text below it, or a default that cannot be told.
+    :raises BuildError: a field has a default that cannot be told.
     """
     return list(_sections(model, "", defaults, nested=False))
 
@@ -87,8 +87,6 @@ def _sections(model: type[BaseModel], table: str, words: dict[str, str], *, nest
         if inner is not None:
             below.append((f"{dotted}.NAME" if many else dotted, inner, nested or many))
             continue
-        if not docs.get(name):
-            raise BuildError(f"{model.__name__}.{name}: needs a text below it that says what it does")
         default, is_toml = _default(info, dotted, words)
         settings.append(
             Setting(
@@ -96,7 +94,7 @@ def _sections(model: type[BaseModel], table: str, words: dict[str, str], *, nest
                 table=table,
                 type=_type(info.annotation),
                 default=default,
-                doc=_one_line(docs[name]),
+                doc=_one_line(docs.get(name, "")),
                 required=info.is_required(),
                 is_toml=is_toml,
                 nested=nested,
@@ -163,7 +161,7 @@ def _default(info: FieldInfo, dotted: str, words: dict[str, str]) -> tuple[str, 
     if info.is_required():
         return "", False
     if info.default is PydanticUndefined:
-        raise BuildError(f"{dotted}: its default is made when the agent starts; say in words what it is, in docs.py")
+        raise BuildError(f"{dotted}: its default is made when the agent starts; say it in words, in documents.py")
     if info.default is None:
         return "", False
     return _toml(info.default), True
