@@ -28,7 +28,7 @@ def render(sections: Sequence[Section], examples: dict[str, str]) -> str:
         if not section.settings:
             continue
         if section.table:
-            parts.append("\n" + _comment(section.doc) + f"{'#' if section.nested else ''}[{section.table}]\n")
+            parts.append("\n" + _comment(section.doc) + f"{'#' if section.optional else ''}[{section.table}]\n")
         for setting in section.settings:
             dotted = f"{section.table}.{setting.name}" if section.table else setting.name
             parts.append(

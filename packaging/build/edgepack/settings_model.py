@@ -66,7 +66,8 @@ class Section:
     title: str
     doc: str
     settings: tuple[Setting, ...]
-    nested: bool = False
+    optional: bool = False
+    """It says something by being there: it is commented out in a file of defaults."""
 
 
 def read(model: type[BaseModel], defaults: dict[str, str]) -> list[Section]:
@@ -75,17 +76,20 @@ def read(model: type[BaseModel], defaults: dict[str, str]) -> list[Section]:
     :param defaults: words for defaults that depend on the machine, by dotted name.
     :raises BuildError: a field has a default that cannot be told.
     """
-    return list(_sections(model, "", defaults, nested=False))
+    return list(_sections(model, "", defaults, nested=False, optional=False))
 
 
-def _sections(model: type[BaseModel], table: str, words: dict[str, str], *, nested: bool) -> typing.Iterator[Section]:
+def _sections(
+    model: type[BaseModel], table: str, words: dict[str, str], *, nested: bool, optional: bool
+) -> typing.Iterator[Section]:
     docs = _texts(model)
     settings, below = [], []
     for name, info in model.model_fields.items():
         dotted = f"{table}.{name}" if table else name
         inner, many = _inner_model(info.annotation)
         if inner is not None:
-            below.append((f"{dotted}.NAME" if many else dotted, inner, nested or many))
+            path = f"{dotted}.NAME" if many else dotted
+            below.append((path, inner, nested or many, optional or many or info.default is None))
             continue
         default, is_toml = _default(info, dotted, words)
         settings.append(
@@ -101,9 +105,9 @@ def _sections(model: type[BaseModel], table: str, words: dict[str, str], *, nest
             )
         )
     title = f"[{table}]" if table else "Settings at the top"
-    yield Section(table, title, _one_line(inspect.getdoc(model) or ""), tuple(settings), nested)
-    for path, inner, deeper in below:
-        yield from _sections(inner, path, words, nested=deeper)
+    yield Section(table, title, _one_line(inspect.getdoc(model) or ""), tuple(settings), optional)
+    for path, inner, deeper, may_be_missing in below:
+        yield from _sections(inner, path, words, nested=deeper, optional=may_be_missing)
 
 
 def _texts(model: type[BaseModel]) -> dict[str, str]:
