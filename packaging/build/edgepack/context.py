@@ -36,6 +36,7 @@ class Context:
     epoch: int
     release: str
     description: dict[str, Any]
+    deb_compression: str = "xz"
 
     def put_papers(self, stage: Stage, package: str, version: str, parts: list[sbom.Component]) -> None:
         """Put licences, bill of materials, changelog and Debian's papers into a package."""

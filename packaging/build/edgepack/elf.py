@@ -15,6 +15,7 @@ from edgepack.faults import BuildError
 from edgepack.target import Target
 
 _DEB = {"libgcc_s.so.1": "libgcc-s1", "libstdc++.so.6": "libstdc++6 (>= 8)", "libz.so.1": "zlib1g"}
+_SHARED_OBJECT = re.compile(r"\.so(\.\d+)*$")
 _OF_THE_C_LIBRARY = re.compile(r"(libc|libm|libpthread|libdl|librt|libutil|ld-linux-[\w-]+)\.so\.\d+")
 
 
@@ -51,8 +52,9 @@ def needs(tree: Path, target: Target) -> Needs:
     """
     glibc: tuple[int, ...] = ()
     libraries: set[str] = set()
-    bundled = {path.name for path in tree.rglob("*.so*")}
-    for path in sorted(tree.rglob("*.so*")):
+    objects = sorted(path for path in tree.rglob("*.so*") if _SHARED_OBJECT.search(path.name))
+    bundled = {path.name for path in objects}
+    for path in objects:
         try:
             with path.open("rb") as file:
                 elf = ELFFile(file)
