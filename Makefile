@@ -84,7 +84,7 @@ bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 
 
 .PHONY: packages
 packages: .venv/ready ## Build .deb and .rpm into dist/packages; ARGS="--python 3.13 --arch arm64 --release 2"
-	@PATH="$(abspath $(IN_VENV)):$(abspath .tools/bin):$$PATH" PYTHONPATH=packaging/build \
+	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" PYTHONPATH=packaging/build \
 		$(IN_VENV)/python -m edgepack packages $(ARGS)
 
 .PHONY: repo

@@ -93,7 +93,7 @@ _BASH = """\
     COMPREPLY=()
     while IFS= read -r word; do
         COMPREPLY+=("$word")
-    done < <(compgen -W "$words" -- "$current"; ((files)) && compgen -f -- "$current")
+    done < <(compgen -W "$words" -- "$current" || :; ((files)) && compgen -f -- "$current")
 }}
 complete -F {function} {program}
 """

@@ -11,13 +11,13 @@ from pathlib import Path
 from edgepack import completion, default_file, manpage, programs, settings_model
 from edgepack.stage import Stage
 
-_DEFAULTS_IN_WORDS = {
+DEFAULTS_IN_WORDS = {
     "name": "the host's name",
     "concurrency": "the number of cores",
     "runtime_dir": "run below state_dir; under systemd /run/airflow-edge-agent",
     "state_dir": "/var/lib/airflow-edge-agent for root and under systemd",
 }
-_EXAMPLES = {
+EXAMPLES = {
     "server_url": '"https://airflow.example.com"',
     "name": '"press-07"',
     "concurrency": "4",
@@ -103,7 +103,7 @@ def make(entries: Mapping[str, str], *, version: str, epoch: int) -> Documents:
         )
         if name != "edge-runner":  # nobody types it
             completions[name] = {shell: getattr(completion, shell)(command) for shell in ("bash", "zsh", "fish")}
-    sections = settings_model.read(settings.Settings, _DEFAULTS_IN_WORDS)
+    sections = settings_model.read(settings.Settings, DEFAULTS_IN_WORDS)
     pages["agent.toml.5"] = manpage.settings_page(
         sections,
         version=version,
@@ -112,7 +112,7 @@ def make(entries: Mapping[str, str], *, version: str, epoch: int) -> Documents:
         see_also=list(_PAGES[:3]),
         prefix=settings.ENV_PREFIX,
     )
-    return Documents(pages, completions, default_file.render(sections, _EXAMPLES))
+    return Documents(pages, completions, default_file.render(sections, EXAMPLES))
 
 
 def put(documents: Documents, stage: Stage, *, package: str) -> None:

@@ -25,7 +25,7 @@ class LeftOut:
     version: str
 
 
-def install(pins: Pins, site: Path, target: Target, *, lock: Lock, scratch: Path, uv: str = "uv") -> None:
+def install(pins: Pins, site: Path, target: Target, *, lock: Lock, scratch: Path) -> None:
     """Install locked distributions for ``target`` into ``site``; no code of theirs is run, unless they have no wheel.
 
     :raises BuildError: the registry does not have them, or hashes differ.
@@ -33,7 +33,7 @@ def install(pins: Pins, site: Path, target: Target, *, lock: Lock, scratch: Path
     sources = lock.only_as_source()
     scratch.mkdir(parents=True, exist_ok=True)
     # Copied, not linked: uv's cache must not see what is done to the files.
-    command = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--link-mode", "copy"]
+    command = [lock.uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--link-mode", "copy"]
     command += ["--no-config", "--target", str(site)]
     command += ["--python-version", target.version, "--python-platform", target.wheels]
     for number, (part, options) in enumerate(((pins.without(sources), ["--no-build"]), (pins.only(sources), []))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -49,16 +50,22 @@ class Pins:
         return Pins("\n".join(lines) + "\n")
 
 
+def find_uv(root: Path) -> str:
+    """Return uv: the one that ``UV`` names, the one that make has put into the tree, or the one on PATH."""
+    own = root / ".tools/bin/uv"
+    return os.environ.get("UV") or (str(own) if own.exists() else "uv")
+
+
 class Lock:
     """The workspace's lock file.
 
     :param root: the folder that holds ``uv.lock``.
-    :param uv: the program.
     """
 
-    def __init__(self, root: Path, uv: str = "uv") -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._uv = uv
+        self.uv = find_uv(root)
+        """The program that wrote it."""
         with (root / "uv.lock").open("rb") as file:
             self._packages = tomllib.load(file)["package"]
 
@@ -81,5 +88,5 @@ class Lock:
         )
 
     def _export(self, *selection: str) -> Pins:
-        command = [self._uv, "export", "--quiet", "--frozen", "--no-annotate", "--no-header", *selection]
+        command = [self.uv, "export", "--quiet", "--frozen", "--no-annotate", "--no-header", *selection]
         return Pins(run(command, cwd=self._root))
