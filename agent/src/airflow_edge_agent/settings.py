@@ -104,7 +104,6 @@ class BundleSettings(_Section):
     classpath: str | None = None
     """Bundle class, for anything that is not a local directory."""
     kwargs: dict[str, JsonValue] = {}
-    """Arguments of that class."""
 
     @model_validator(mode="after")
     def _one_of(self) -> BundleSettings:
@@ -131,7 +130,6 @@ class Settings(BaseSettings):
     name: Annotated[str, Field(pattern=NAME_PATTERN, default_factory=_default_name)]
     """Name of this agent; its token is bound to it."""
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)] = ["default"]
-    """Queues whose tasks may run here."""
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
     """Slots: how many single-slot jobs may run at once."""
     token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from edgepack import bytecode, documents, environment, sbom
 from edgepack.context import Context
-from edgepack.faults import BuildError, run
+from edgepack.faults import BuildError
 from edgepack.stage import Stage
 
 NAME = "airflow-edge-agent"
 _HOME = f"/usr/lib/{NAME}"
-_CATALOGUE = "airflow_edge_agent.runtime.messages"
 _RUNNER_ENTRY = "airflow_edge_agent.runner.main:_parse"
 
 _LAUNCHER = """\
@@ -79,8 +76,6 @@ def stage(context: Context) -> Stage:
         text = _LAUNCHER.format(interpreter=context.target.interpreter, site=site, module=module, function=function)
         result.write(f"/usr/bin/{name}", text, 0o755)
     stage_units(context.root / "systemd", result, newer=context.target.python >= _FIRST_WITH_SYSTEMD_254)
-    if catalogue := _catalogue():
-        result.write("/usr/lib/systemd/catalog/airflow-edge-agent.catalog", catalogue)
     texts = documents.make(entries(context.root), version=version(context.root), epoch=context.epoch)
     documents.put(texts, result, package=NAME)
     result.folder("/etc/airflow-edge-agent/conf.d")
@@ -112,13 +107,6 @@ def stage_units(source: Path, result: Stage, *, newer: bool) -> None:
                 result.configuration.add(installed)
         elif path.suffix != ".md":
             raise BuildError(f"{path}: edgepack/agent.py knows no place for it")
-
-
-def _catalogue() -> str:
-    """Return the catalogue of the agent's messages in the journal, which is written from the code; empty without it."""
-    if importlib.util.find_spec(_CATALOGUE) is None:
-        return ""
-    return run([sys.executable, "-I", "-m", _CATALOGUE])
 
 
 def entries(root: Path) -> dict[str, str]:
