@@ -40,7 +40,8 @@ def render(sections: Sequence[Section], examples: dict[str, str]) -> str:
 def _words(setting: Setting) -> str:
     if setting.required:
         return f"{setting.doc} Must be given.".strip()
-    return setting.doc if setting.is_toml or not setting.default else f"{setting.doc} Default: {setting.default}."
+    known = setting.is_toml or not setting.default or "Default:" in setting.doc
+    return setting.doc if known else f"{setting.doc} Default: {setting.default}."
 
 
 def _line(setting: Setting, example: str | None) -> str:

@@ -72,7 +72,10 @@ def settings_page(
             lines += [".TP", rf"\fB{escape(setting.name)}\fP (\fI{escape(setting.type)}\fP)"]
             lines += [
                 escape(part)
-                for part in (setting.doc, f"Default: {setting.default}." if setting.default else "")
+                for part in (
+                    setting.doc,
+                    f"Default: {setting.default}." if setting.default and "Default:" not in setting.doc else "",
+                )
                 if part
             ]
             if not setting.default and setting.required:
