@@ -125,6 +125,10 @@ packages: .venv/ready ## Build .deb and .rpm into dist/packages; ARGS="--python 
 repo: .venv/ready ## Make a signed apt and a signed yum repository of dist/packages; needs KEY=, apt-utils, createrepo-c
 	@PYTHONPATH=packaging/build $(IN_VENV)/python -m edgepack repository --key "$(KEY)" $(ARGS)
 
+.PHONY: test-packages
+test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian machines; needs root, mmdebstrap, apt-utils, createrepo-c, rpm
+	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" $(IN_VENV)/pytest tests/packages --timeout 900 $(ARGS)
+
 .PHONY: clean
 clean: ## Remove everything that these targets have made
 	@rm -rf .tools .venv .demo .bench .compat .machines .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
