@@ -39,6 +39,7 @@ _FOLDERS = {
     "tmpfiles.d": "usr/lib/tmpfiles.d",
     "system-preset": "usr/lib/systemd/system-preset",
     "needrestart": "etc/needrestart/conf.d",
+    "catalog": "usr/lib/systemd/catalog",
     "bin": "usr/bin",
 }
 _FIRST_SYSTEMD_OF_NEWER = 254
@@ -50,7 +51,6 @@ import sys
 from {module} import main
 sys.exit(main())
 """
-_CATALOGUE = "airflow_edge_agent.runtime.messages"
 _PROGRAMS = {"edge-agent": "airflow_edge_agent.main", "edgectl": "airflow_edge_agent.ctl.main"}
 
 
@@ -140,12 +140,7 @@ class Images:
                 _write(layer / "usr/bin" / name, _SCRIPT.format(home=AGENT_HOME, module=module), 0o755)
             install_units(layer, release.systemd)
             # What the packages' scripts do: users, and nothing started.
-            script = "systemd-sysusers && systemctl preset edge-agent.service"
-            if (package / "runtime/messages.py").exists():
-                script += (
-                    f" && mkdir -p /usr/lib/systemd/catalog && /{AGENT_HOME}/bin/python -I -m {_CATALOGUE} "
-                    "> /usr/lib/systemd/catalog/airflow-edge-agent.catalog && journalctl --update-catalog"
-                )
+            script = "systemd-sysusers && systemctl preset edge-agent.service && journalctl --update-catalog"
             _in_root(
                 [layer, agent, bottom], f"{script} && python3 -m compileall -q /{AGENT_HOME}/{site}/airflow_edge_agent"
             )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import pytest
 
 from harness.waiting import wait_until
 from machine.edge import AGENT, RUNNER, Edge, MakeEdge
@@ -120,10 +123,17 @@ def test_sigkill_of_the_runner_is_reported_and_the_next_task_gets_a_new_one(edge
     again.check_unharmed()
 
 
-def test_stopping_the_runner_ends_its_tasks(edge: Edge) -> None:
-    errand = edge.send("hold")
+@pytest.mark.parametrize("conf", [{}, {"deaf": True}], ids=["heeds SIGTERM", "ignores SIGTERM"])
+def test_stopping_the_runner_ends_its_tasks(edge: Edge, conf: dict[str, Any]) -> None:
+    errand = edge.send("hold", **conf)
     task = errand.wait_began()
     edge.guest.run("systemctl", "stop", RUNNER, seconds=90)
     assert edge.guest.result("kill", "-0", str(task)).returncode != 0
+    assert edge.guest.show(RUNNER, "Result") == "success"
     assert errand.wait(90) == "failed"
     assert [note[0] for note in errand.notes()] == ["began"]
+    detail = str(edge.site.query(f"SELECT detail FROM edge_agent_job WHERE run_id = '{errand.run_id}'"))
+    assert "the runner was told to stop" in detail, detail
+    # Without a job there is no reason to start it again.
+    edge.guest.run("edgectl", "status")
+    assert edge.guest.show(RUNNER, "ActiveState") == "inactive"

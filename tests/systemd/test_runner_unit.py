@@ -81,6 +81,7 @@ def test_renewed_the_unit_has_another_main_process_and_never_stops(machine: Nspa
     assert heard[0]["pid"] == machine.main_pid(RUNNER) != before
     assert machine.show(RUNNER, "ActiveState") == "active"
     assert machine.show(RUNNER, "InvocationID") == invocation
+    assert [text for text in machine.messages("-u", RUNNER) if "reception only permitted" in text] == []
 
 
 def test_a_stop_ends_all_of_it_and_the_socket_stays(machine: NspawnMachine) -> None:

@@ -157,9 +157,14 @@ def test_maintenance_survives_restart_and_reboot(edge: Edge) -> None:
 def test_a_reboot_under_a_task_is_reported_as_such(edge: Edge) -> None:
     errand = edge.send("hold")
     errand.wait_began()
-    edge.guest.run("sh", "-c", "printf '[drain]\\non_stop = \"end\"\\n' > /etc/airflow-edge-agent/conf.d/90-drain.toml")
+    # To read afterwards what was said before.
+    edge.guest.run("sh", "-c", "mkdir -p /var/log/journal && journalctl --flush")
+    before = edge.invocation()
     edge.guest.reboot()
-    edge.guest.run("rm", "/etc/airflow-edge-agent/conf.d/90-drain.toml")
     edge.guest.wait_for_unit(AGENT, "active")
     assert errand.wait() == "failed"
     assert [note[0] for note in errand.notes()] == ["began"]
+    edge.guest.wait_for_message("stopping (the host is shutting down), ends 1 running", "-t", "edge-agent")
+    detail = str(edge.site.query(f"SELECT detail FROM edge_agent_job WHERE run_id = '{errand.run_id}'"))
+    assert "the agent was stopped (the host is shutting down)" in detail, detail
+    assert edge.invocation() != before

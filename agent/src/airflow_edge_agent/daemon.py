@@ -21,6 +21,7 @@ from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.commands import run_json
 from airflow_edge_agent.adapters.control_socket import ControlListener, Handler
 from airflow_edge_agent.adapters.enrolment import Enrolment
+from airflow_edge_agent.adapters.environment_file import configure_foreign_runner
 from airflow_edge_agent.adapters.files import (
     DirectoryLock,
     TokenError,
@@ -106,6 +107,9 @@ def run(loaded: Loaded, read_again: Callable[[], Loaded], journal: SendEntry | N
         identity = Identity(agent_identity(settings.state_dir), boot_identity(), str(uuid.uuid4()))
     except StoreError as error:
         log.error(str(error))
+        return EXIT_DIRECTORY
+    if (fault := configure_foreign_runner(settings)) is not None:
+        log.error(fault)
         return EXIT_DIRECTORY
     notifier = SystemdNotifier()
     try:

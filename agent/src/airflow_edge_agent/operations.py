@@ -15,6 +15,7 @@ import structlog
 
 from airflow_edge_agent.adapters.carriers import CarrierTransport
 from airflow_edge_agent.adapters.enrolment import Enrolment
+from airflow_edge_agent.adapters.environment_file import configure_foreign_runner
 from airflow_edge_agent.adapters.files import TokenError, read_token
 from airflow_edge_agent.adapters.journal import SOCKET, Journal, connected_to_journal
 from airflow_edge_agent.adapters.network import Network
@@ -129,6 +130,11 @@ def changed_settings(old: Settings, new: Settings) -> tuple[list[str], list[str]
     return [n for n in names if n in APPLIED], [n for n in names if n not in APPLIED]
 
 
+def _kept(fault: str) -> dict[str, Any]:
+    log.error("keeps the old configuration: the new one is not usable", fault=fault, edge_event="reload_failed")
+    return {"reloaded": False, "fault": fault}
+
+
 class Operations:
     """Holds the configuration that is in effect, and changes it."""
 
@@ -203,9 +209,9 @@ class Operations:
         try:
             new = self._read_again()
         except ConfigError as error:
-            log.error("keeps the old configuration: the new one is not usable", fault=str(error),
-                      edge_event="reload_failed")  # fmt: skip
-            return {"reloaded": False, "fault": str(error)}
+            return _kept(str(error))
+        if (fault := configure_foreign_runner(new.settings)) is not None:
+            return _kept(fault)
         old = self.loaded
         applied, waiting = changed_settings(old.settings, new.settings)
         changes = {name: getattr(new.settings, name) for name in applied}

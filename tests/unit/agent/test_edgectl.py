@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from airflow_edge_agent import __version__
+from airflow_edge_agent.ctl.client import SYSTEM_SOCKET, find_socket
 
 SECONDS = 30.0
 TOKEN = "eat_0123456789abcdef_" + "s" * 43
@@ -312,9 +313,18 @@ def test_bad_requests_get_an_answer_and_do_no_harm(site: Site) -> None:
     assert "Traceback" not in site.said()
 
 
+@pytest.mark.parametrize("home", ["/" + "x" * 300, "/proc/1/root"])
+def test_a_home_that_cannot_be_looked_into_is_nobodys(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    for name in ("EDGE_AGENT_CONTROL__SOCKET", "EDGE_AGENT_RUNTIME_DIR", "EDGE_AGENT_STATE_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    assert find_socket(None, Path("/nowhere/agent.toml")) == SYSTEM_SOCKET
+
+
 def test_reload(site: Site) -> None:
     site.enroll()
-    site.start()
+    site.start(EDGE_AGENT_RUNNER__SOCKET=str(site.root / "runner.sock"))
     site.ctl("concurrency", "9")
     site.configure('spool_max_mb = 20\nca_file = "/etc/hostname"\n[drain]\ndeadline_seconds = 3\n')
     text = site.ctl("reload")
@@ -323,11 +333,13 @@ def test_reload(site: Site) -> None:
     assert site.status()["slots_total"] == 9, "what was changed at run time stays if the file says nothing new"
     site.configure("concurency = 3")
     assert "did you mean 'concurrency'" in site.ctl("reload", code=3)
+    site.configure('[runner.env]\nBELL = "\\u0007"\n')
+    assert "the variable BELL for tasks holds a control character" in site.ctl("reload", code=3)
     site.configure("[log]\nlevel = 'debug'\n")
     assert site.process is not None
     site.process.send_signal(signal.SIGHUP)
-    site.wait_for(lambda: len(site.told("RELOADING=1")) == 3)
-    site.wait_for(lambda: len(site.told("READY=1")) == 4)
+    site.wait_for(lambda: len(site.told("RELOADING=1")) == 4)
+    site.wait_for(lambda: len(site.told("READY=1")) == 5)
     assert "keeps the old configuration" in site.said()
     assert site.stop() == 0
     assert site.told("STOPPING=1")

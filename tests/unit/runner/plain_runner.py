@@ -46,6 +46,10 @@ def body(run: wire.Run) -> Report:
             (Path.cwd() / "left").mkdir()
             Path(work["file"]).write_text(json.dumps(told))
             return Report(wire.Outcome.FINISHED, 0, None, "success")
+        case "ignore":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            Path(work["file"]).touch()
+            time.sleep(600)
         case "sleep":
             # One child in the session, one that has left it.
             subprocess.Popen(["sleep", "600"])

@@ -294,6 +294,31 @@ def test_sigterm_ends_jobs_and_runner(runner: RunnerProcess, client: Client, bas
     assert gone(family)
 
 
+@pytest.mark.parametrize("told", ["once", "again and again"])
+def test_a_job_that_does_not_heed_sigterm_is_killed(
+    runner: RunnerProcess, client: Client, base: Path, told: str
+) -> None:
+    flag = base / "flag"
+    job_id = client.run({"do": "ignore", "file": str(flag)})
+    appears(flag)
+    begun = time.monotonic()
+    runner.process.terminate()
+    if told != "once":
+        # Two signals in one go count as one.
+        def ended() -> bool:
+            runner.process.terminate()
+            return runner.process.poll() is not None
+
+        wait_until(ended, seconds=SECONDS, what="the runner's end", poll_seconds=0.05)
+    result = client.result(job_id)
+    assert (result.outcome, result.detail) == (
+        Outcome.KILLED,
+        "ended by SIGKILL, because the runner was told to stop",
+    )
+    assert runner.wait() == 0
+    assert (time.monotonic() - begun >= 10) == (told == "once")
+
+
 def test_there_is_one_runner_per_socket(runner: RunnerProcess, client: Client, base: Path) -> None:
     with plain_runner(base) as second:
         assert second.wait() == 75

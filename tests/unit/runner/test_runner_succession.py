@@ -148,6 +148,36 @@ def test_a_successor_lives_as_long_as_its_predecessor(base: Path) -> None:
         wait_until(lambda: gone([new]), seconds=SECONDS, what="the successor's end", poll_seconds=0.05)
 
 
+def test_systemd_hears_from_the_main_process_alone(base: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(base / "notify"))
+        with plain_runner(base, NOTIFY_SOCKET=str(base / "notify")) as old, old.connect() as client:
+            when_ready(client)
+            client.send(wire.Renew())
+            assert old.wait() == 0
+            with Client(old.socket) as later:
+                new = later.next(wire.Hello).pid
+                later.send(wire.Stop())
+                later.until_end()
+        notified.settimeout(0)
+        told = [notified.recv(1000).decode() for _ in range(3)]
+        with pytest.raises(BlockingIOError):
+            notified.recv(1000)
+    assert told == ["READY=1\nSTATUS=ready", f"MAINPID={new}", "STOPPING=1"]
+
+
+def test_told_to_end_a_successor_tells_its_predecessor(base: Path) -> None:
+    with plain_runner(base) as old, old.connect() as client:
+        when_ready(client)
+        job_id, family = sleeper(client, base)
+        client.send(wire.Renew())
+        client.next(wire.Leaving)
+        end_all(old)
+        assert client.result(job_id).detail == "ended by SIGTERM, because the runner was told to stop"
+        assert old.wait() == 0
+        assert gone(family)
+
+
 def test_jobs_whose_agent_stays_away_are_told_to_end(base: Path) -> None:
     with plain_runner(base, "--stop-without-agent-seconds", "0.5") as runner:
         with runner.connect() as client:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from airflow_edge_agent.adapters.files import write_atomically
+from airflow_edge_agent.adapters.runtime_env import task_environment
+from airflow_edge_agent.settings import Settings
 
 RUNNER_ENVIRONMENT = "runner.env"
 
@@ -41,3 +43,25 @@ def write_environment_file(run_dir: Path, environment: Mapping[str, str]) -> Non
     :raises ValueError: see :func:`environment_file`.
     """
     write_atomically(run_dir / RUNNER_ENVIRONMENT, environment_file(environment))
+
+
+def configure_foreign_runner(settings: Settings) -> str | None:
+    """Write the file from the settings, if it is systemd that starts the runner; return why it cannot be done.
+
+    It is read at the next start of the runner. One that runs goes on with what it has.
+    """
+    if settings.runner.socket is None:
+        return None
+    path = settings.run_dir / RUNNER_ENVIRONMENT
+    own = {
+        "EDGE_RUNNER_PYTHON": str(settings.runner.python),
+        "EDGE_RUNNER_IDLE_SECONDS": f"{settings.runner.idle_seconds:g}",
+        "EDGE_RUNNER_STOP_WITHOUT_AGENT_SECONDS": f"{settings.runner.stop_without_agent_seconds:g}",
+    }
+    try:
+        write_environment_file(settings.run_dir, task_environment(settings) | own)
+    except ValueError as error:
+        return f"{path}: cannot be written: {error}; mend runner.env or what runner.pass_env names"
+    except OSError as error:
+        return f"{path}: cannot be written ({error.strerror}); the runner would not know its configuration"
+    return None

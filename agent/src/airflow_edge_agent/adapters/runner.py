@@ -304,7 +304,8 @@ class SubprocessRunner:
             pass  # a runner that talks nonsense is as good as gone
         self._hang_up(connection)
         self._events.put_nowait(RunnerGone(problem, frozenset(jobs)))
-        if jobs and problem is None and self._current is None:
+        # systemd has ended what was left of a foreign one, and starts the next only for a job.
+        if jobs and problem is None and self._current is None and not self._foreign:
             self._run(self._clean_up(), "runner cleaner")
         if process is not None and process.poll() is None and not self._connections:
             # It closed its socket, so it is about to end; it must not stay behind as a zombie.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -46,9 +47,13 @@ def find_socket(given: Path | None, config: Path | None = None) -> Path:
         return Path(runtime_dir).expanduser().absolute() / "control.sock"
     if isinstance(state_dir, str):
         return Path(state_dir).expanduser().absolute() / "run" / "control.sock"
-    own = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "airflow-edge-agent/run/control.sock"
-    if os.geteuid() != 0 and own.exists() and not SYSTEM_SOCKET.exists():
-        return own
+    if os.geteuid() != 0 and not SYSTEM_SOCKET.exists():
+        # Users without a home, or with one that is not theirs to enter, have no agent of their own there.
+        with contextlib.suppress(OSError, RuntimeError):
+            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+            own = Path(state) / "airflow-edge-agent/run/control.sock"
+            if own.exists():
+                return own
     return SYSTEM_SOCKET
 
 

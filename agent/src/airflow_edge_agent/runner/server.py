@@ -31,8 +31,14 @@ _PROBLEM_SECONDS = 10.0
 _SUCCESSOR_SECONDS = 120.0
 """How long a successor may take to become ready."""
 
+_KILL_SECONDS = 10.0
+"""Time between telling jobs to end because the runner was told to, and ending them."""
+
 _STOP_GRACE_SECONDS = 30.0
 """Time between telling jobs without an agent to end, and ending them."""
+
+
+_STOPPED = "because the runner was told to stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,8 @@ class Runner:
         self._isolation: wire.Isolation | None = None
         self._stopping = False
         """Told to end by a signal: takes nothing more."""
+        self._kill_due: float | None = None
+        """When jobs that do not heed that are ended."""
         self._unneeded = False
         """Told by a daemon that it has no more work: does not wait for the idle time to pass."""
         self._leaving = False
@@ -119,9 +127,11 @@ class Runner:
             self._clients.broadcast(
                 wire.Ready(versions=self._versions, warmup_seconds=seconds, isolation=self._isolation)
             )
-            self._setup.notifier.send("READY=1\nSTATUS=ready")
             if self._setup.ready_to is not None:
+                # The unit is ready already, and listens to its main process alone, which is our predecessor still.
                 succession.say_ready(self._setup.ready_to)
+            else:
+                self._setup.notifier.send("READY=1\nSTATUS=ready")
             self._read_what_waited()
             self._start_waiting()
             self._busy_until = time.monotonic()
@@ -139,7 +149,8 @@ class Runner:
             self._setup.generation_path.unlink(missing_ok=True)
         elif self._setup.socket_path is not None:
             self._setup.socket_path.unlink(missing_ok=True)
-        self._setup.notifier.send("STOPPING=1")
+        if not self._leaving:
+            self._setup.notifier.send("STOPPING=1")
         if self._successor is not None:
             self._successor.abandon()
         self._clients.close()
@@ -186,7 +197,7 @@ class Runner:
 
     def _patience(self) -> float | None:
         now = time.monotonic()
-        dues = [self._stop_due()]
+        dues = [self._stop_due(), self._kill_due]
         if len(self._jobs) > 0:
             dues.append(self._jobs.due())
         else:
@@ -212,6 +223,8 @@ class Runner:
             self._jobs.reap()
         if self._successor is not None and now >= self._successor_due:
             self._drop_successor("it does not become ready")
+        if self._kill_due is not None and now >= self._kill_due:
+            self._kill()
         self._look_for_agent(now)
         return bool(selected)
 
@@ -220,8 +233,14 @@ class Runner:
         with contextlib.suppress(BlockingIOError):
             received = set(self._wakeup.recv(_RECEIVE_BYTES))
         if received & {signal.SIGTERM, signal.SIGINT}:
-            self._stop()
-            self._jobs.signal_all(signal.SIGTERM)
+            # systemd tells only its main process, and this one goes last.
+            self._setup.predecessor.stop()
+            if self._stopping:
+                self._kill()
+            else:
+                self._stop()
+                self._jobs.signal_all(signal.SIGTERM, why=_STOPPED)
+                self._kill_due = time.monotonic() + _KILL_SECONDS
         if signal.SIGHUP in received:
             self._renew()
         before = len(self._jobs)
@@ -324,6 +343,11 @@ class Runner:
     def _stop(self) -> None:
         self._stopping = True
         self._refuse_waiting("this runner is stopping")
+
+    def _kill(self) -> None:
+        self._jobs.signal_all(signal.SIGKILL, why=_STOPPED)
+        # Should more of them come out of the zygote just now.
+        self._kill_due = time.monotonic() + 1.0
 
     def _refuse_waiting(self, detail: str) -> None:
         for job_id in list(self._waiting or ()):

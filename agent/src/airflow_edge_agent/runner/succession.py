@@ -7,8 +7,10 @@ with its last job. A successor that does not get that far changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -98,6 +100,12 @@ class Predecessor:
             self._handle = os.pidfd_open(pid) if pid and os.getppid() == pid else -1
         except OSError:
             self._handle = -1
+
+    def stop(self) -> None:
+        """Tell it to end, with its jobs, as by SIGTERM."""
+        if self._handle >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGTERM)
 
     def has_ended(self) -> bool:
         """Tell whether it is gone."""
