@@ -49,7 +49,7 @@ class Context:
         stage.copy(self.root / "LICENSE", f"{folder}/licences/LICENSE")
         for path in stage.path(f"{folder}/licences/x").parent.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        stage.write(f"{folder}/copyright", sbom.copyright_file(package, vendor["homepage"], parts))
+        stage.write(f"{folder}/copyright", sbom.copyright_file(package, vendor.get("homepage", ""), parts))
         stamp = format_datetime(dt.datetime.fromtimestamp(self.epoch, dt.UTC))
         full = f"{version}-{self.release}.{self.target.tag}"
         changelog = f"{package} ({full}) unstable; urgency=medium\n\n  * What is new is in changelog.gz.\n\n"

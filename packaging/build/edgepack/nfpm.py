@@ -97,7 +97,7 @@ def _manifest(package: Package, stage: Stage, format_: Format, scripts: Path, ep
         "priority": "optional",
         "maintainer": package.vendor["maintainer"],
         "vendor": package.vendor["vendor"],
-        "homepage": package.vendor["homepage"],
+        "homepage": package.vendor.get("homepage", ""),
         "license": package.vendor["license"] if format_ == "deb" else about["license"],
         "description": f"{about['summary']}\n{about['description'].strip()}",
         "contents": stage.contents(epoch),

@@ -116,17 +116,20 @@ def copy_licences(parts: list[Component], into: Path) -> None:
 
 
 def copyright_file(name: str, home: str, parts: list[Component]) -> str:
-    """Write Debian's machine-readable copyright file."""
+    """Write Debian's machine-readable copyright file.
+
+    :param home: the project's address, empty if it has none.
+    """
     lines = [
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/",
         f"Upstream-Name: {name}",
-        f"Source: {home}",
+        *([f"Source: {home}"] if home else []),
         "Comment:",
         " The package bundles the Python distributions that are listed below, each under its own licence.",
         f" The full texts are in /usr/share/doc/{name}/licences.",
         "",
         "Files: *",
-        "Copyright: the airflow-edge-agent developers",
+        "Copyright: the airflow-edge-agent maintainers",
         "License: Apache-2.0",
     ]
     for part in parts:
