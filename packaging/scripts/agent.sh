@@ -14,9 +14,13 @@ set_up() {
     fi
 }
 
-# The agent alone: tasks and their runner go on.
+# The agent is restarted, the runner only renewed: tasks go on. A runner starts one successor at a time, so the package
+# that is configured last asks for it.
 after_upgrade() {
     read_units_again
+    if ! awaits_configuration airflow-edge-runtime; then
+        renew_runner
+    fi
     if systemd_runs && systemctl --quiet is-active edge-agent.service; then
         invoke try-restart edge-agent.service || tell "edge-agent.service was not restarted and still runs the old version"
     fi

@@ -13,6 +13,13 @@ read_units_again() {
     fi
 }
 
+# The runner goes on with its tasks and starts a successor, from the code and the runtime of now, for those to come.
+renew_runner() {
+    if systemd_runs && systemctl --quiet is-active edge-runner.service; then
+        invoke reload edge-runner.service || tell "edge-runner.service was not reloaded: it stays as it is until it is idle"
+    fi
+}
+
 # Seconds that a removal waits for tasks: from /etc/default/edge-agent, where a line can say so.
 removal_deadline() {
     seconds=

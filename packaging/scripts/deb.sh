@@ -6,6 +6,11 @@ invoke() {
     fi
 }
 
+# Has another package been unpacked, and its postinst is still to run?
+awaits_configuration() {
+    [ "$(dpkg-query --show --showformat '${db:Status-Status}' "$1" 2>/dev/null)" = unpacked ]
+}
+
 # Keep what the administrator chose, also over a removal, and create links that a new version's unit asks for.
 register_units() {
     command -v deb-systemd-helper >/dev/null || return 0

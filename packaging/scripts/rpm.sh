@@ -3,6 +3,11 @@ invoke() {
     systemctl --quiet "$@"
 }
 
+# After a transaction nothing does.
+awaits_configuration() {
+    return 1
+}
+
 # As %systemd_post does: the preset decides, and ours says no.
 register_units() {
     if [ -x /usr/lib/systemd/systemd-update-helper ]; then

@@ -6,13 +6,9 @@ set_up() {
     "$MANAGE" deploy
 }
 
-# The runner goes on with its tasks in the old runtime and starts a successor in the new one for those to come.
 after_upgrade() {
     read_units_again
-    if systemd_runs && systemctl --quiet is-active edge-runner.service &&
-        [ "$(systemctl show --property=CanReload --value edge-runner.service)" = yes ]; then
-        invoke reload edge-runner.service || tell "edge-runner.service was not reloaded: it keeps the old runtime until it is idle"
-    fi
+    renew_runner
 }
 
 # What a task still runs from stays: it is told, and left to the administrator.
@@ -25,5 +21,5 @@ after_removal() {
 }
 
 purge() {
-    rm -rf /opt/airflow-edge-runtime /var/lib/airflow-edge-runtime
+    rm -rf /opt/airflow-edge-runtime /var/lib/airflow-edge-runtime /etc/airflow-edge-runtime
 }

@@ -61,8 +61,8 @@ def stage(context: Context) -> Stage:
     environment.install(
         context.lock.of_package(NAME), folder, context.target, lock=context.lock, scratch=context.work / "agent-pins"
     )
-    left_out = context.description["agent"].get("left_out", {})
-    environment.leave_out_files(folder, left_out.get("files", []))
+    rules = context.description["agent"]["left_out"]["files"]
+    environment.leave_out_files(folder, [pattern for rule in rules for pattern in rule["patterns"]])
     environment.normalise(folder)
     parts = sbom.components(folder)
     own = context.root / "agent/src/airflow_edge_agent"
@@ -70,6 +70,8 @@ def stage(context: Context) -> Stage:
     environment.set_modes(folder)
     bytecode.compile_tree(folder, stage=result.root, final="/", interpreter=context.interpreter)
 
+    # What runs a runner that has no task runtime, so that it can say so.
+    environment.make(result.path(f"{_HOME}/x").parent, context.target)
     scripts = _scripts(context.root)
     for name, entry in scripts.items():
         module, _, function = entry.partition(":")

@@ -43,6 +43,16 @@ def install(pins: Pins, site: Path, target: Target, *, lock: Lock, scratch: Path
             run([*command, *options, "--requirement", str(file)])
 
 
+def make(folder: Path, target: Target) -> None:
+    """Make a folder a virtual environment, without running anything."""
+    (folder / "bin").mkdir()
+    (folder / "bin/python").symlink_to(target.interpreter)
+    for name in ("python3", f"python{target.version}"):
+        (folder / "bin" / name).symlink_to("python")
+    text = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.version}\n"
+    (folder / "pyvenv.cfg").write_text(text, encoding="utf-8")
+
+
 def leave_out(site: Path, names: frozenset[str]) -> list[LeftOut]:
     """Remove distributions by name; return which they were.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import shutil
@@ -83,6 +84,19 @@ def pack(package: Package, stage: Stage, format_: Format, *, scripts: Path, into
     return goal
 
 
+def _changelog(package: Package, stage: Stage, epoch: int) -> Path:
+    """Write the one entry that RPM shows, in the form nfpm reads; JSON is YAML."""
+    entry = {
+        "semver": package.version,
+        "date": dt.datetime.fromtimestamp(epoch, dt.UTC).isoformat(),
+        "packager": package.vendor["maintainer"],
+        "changes": [{"note": f"What is new is in /usr/share/doc/{package.name}/changelog.gz."}],
+    }
+    path = stage.root.with_name(f"{stage.root.name}-changelog.json")
+    path.write_text(json.dumps([entry]), encoding="utf-8")
+    return path
+
+
 def _manifest(package: Package, stage: Stage, format_: Format, scripts: Path, epoch: int) -> dict[str, Any]:
     about = package.about
     own = about.get(format_, {})
@@ -100,7 +114,7 @@ def _manifest(package: Package, stage: Stage, format_: Format, scripts: Path, ep
         "homepage": package.vendor.get("homepage", ""),
         "license": package.vendor["license"] if format_ == "deb" else about["license"],
         "description": f"{about['summary']}\n{about['description'].strip()}",
-        "contents": stage.contents(epoch),
+        "contents": stage.contents(epoch, format_),
         "depends": [*package.depends[format_], *own.get("depends", [])],
         "recommends": own.get("recommends", []),
         "suggests": own.get("suggests", []),
@@ -110,8 +124,16 @@ def _manifest(package: Package, stage: Stage, format_: Format, scripts: Path, ep
         manifest["deb"] = {"compression": package.deb_compression, "fields": own.get("fields", {})}
     else:
         manifest["description"] = about["description"].strip()
-        rpm: dict[str, Any] = {"compression": "zstd", "buildhost": "reproducible", "group": "Unspecified"}
-        rpm |= {"summary": about["summary"], "packager": package.vendor["maintainer"]}
+        rpm: dict[str, Any] = {
+            "compression": "zstd",
+            "buildhost": "reproducible",
+            "group": "System Environment/Daemons",
+        }
+        rpm |= {
+            "summary": about["summary"][0].upper() + about["summary"][1:],
+            "packager": package.vendor["maintainer"],
+        }
+        manifest["changelog"] = str(_changelog(package, stage, epoch))
         if (scripts / "posttrans").exists():
             rpm["scripts"] = {"posttrans": str(scripts / "posttrans")}
         manifest["rpm"] = rpm

@@ -18,6 +18,8 @@ NAME = "airflow-edge-runtime"
 PAYLOAD = f"/usr/lib/{NAME}"
 DEPLOYED = f"/opt/{NAME}"
 SDK = "apache-airflow-task-sdk"
+_EXTRAS = "import os, sys; p = os.path.realpath(sys.prefix + '/extras'); os.path.isdir(p) and sys.path.append(p)\n"
+"""What was added with ``edgectl runtime``: last, so that it replaces nothing; resolved, so that it stays what it is."""
 
 
 def stage(context: Context) -> Stage:
@@ -34,8 +36,9 @@ def stage(context: Context) -> Stage:
     gone = environment.leave_out(site, names)
     environment.leave_out_files(site, [pattern for rule in rules["files"] for pattern in rule["patterns"]])
     environment.normalise(site)
-    _make_environment(filling, context)
+    environment.make(filling, context.target)
     _make_share(filling / "share", context, gone)
+    (site / "airflow-edge-extras.pth").write_text(_EXTRAS, encoding="utf-8")
     environment.set_modes(filling)
 
     runtime_id = _id(context, filling)
@@ -57,19 +60,16 @@ def stage(context: Context) -> Stage:
     return result
 
 
-def _make_environment(folder: Path, context: Context) -> None:
-    """Make it a virtual environment, without running anything."""
-    (folder / "bin").mkdir()
-    (folder / "bin/python").symlink_to(context.target.interpreter)
-    for name in ("python3", f"python{context.target.version}"):
-        (folder / "bin" / name).symlink_to("python")
-    text = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {context.target.version}\n"
-    (folder / "pyvenv.cfg").write_text(text, encoding="utf-8")
-
-
 def _make_share(share: Path, context: Context, gone: list[environment.LeftOut]) -> None:
     """Write what is needed to add further providers: what is pinned, what was left out."""
     share.mkdir()
+    shutil.copyfile(context.root / "packaging/runtime/extras.py", share / "extras.py")
+    # Of a release of its own choice: Debian's is not on every machine, and refuses to work beside Debian's Python.
+    environment.install(
+        context.lock.of_group("packaging").only(frozenset({"pip"})),
+        share / "pip", context.target, lock=context.lock, scratch=context.work / "pip-pins",
+    )  # fmt: skip
+    environment.normalise(share / "pip")
     constraints = "\n".join(context.lock.of_group("runtime").constraints)
     (share / "constraints.txt").write_text(f"{constraints}\n", encoding="utf-8")
     # As installed distributions without files: so pip knows that nobody misses them.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Format = Literal["deb", "rpm"]
+_DOCUMENTATION = ("/usr/share/doc/", "/usr/share/man/")
 
 
 @dataclass(slots=True)
@@ -58,13 +59,19 @@ class Stage:
         """Make a symbolic link."""
         self.path(installed).symlink_to(to)
 
-    def contents(self, epoch: int) -> list[dict[str, Any]]:
+    def contents(self, epoch: int, format_: Format) -> list[dict[str, Any]]:
         """Return nfpm's list of contents, sorted.
 
         :param epoch: modification time of everything, in seconds.
         """
         stamp = dt.datetime.fromtimestamp(epoch, dt.UTC).isoformat()
-        return [self._entry(path, installed, stamp) for path, installed in self._walk()]
+        entries = [self._entry(path, installed, stamp) for path, installed in self._walk()]
+        if format_ == "rpm":
+            # As rpmbuild does by itself: so that --nodocs leaves them out.
+            for entry in entries:
+                if "type" not in entry and entry["dst"].startswith(_DOCUMENTATION):
+                    entry["type"] = "license" if "/licences/" in entry["dst"] else "doc"
+        return entries
 
     def size(self) -> tuple[int, int]:
         """Return bytes and number of all files."""

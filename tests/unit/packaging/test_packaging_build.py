@@ -111,7 +111,7 @@ def test_a_manifest_has_owners_modes_times_and_configuration(tmp_path: Path) -> 
     stage.configuration.add("/etc/p.conf")
     stage.write("/usr/bin/p", "x", 0o755, only="deb")
     stage.link("/usr/lib/p/link", "a")
-    entries = {entry["dst"]: entry for entry in stage.contents(0)}
+    entries = {entry["dst"]: entry for entry in stage.contents(0, "deb")}
     assert list(entries) == sorted(entries)
     assert set(entries) == {
         "/etc/p.conf",
