@@ -42,6 +42,11 @@ offered nothing. It ends with `edgectl resume` or the next start.
 A job is one dispatch of one workload. A task instance that is deferred or rescheduled becomes a new job each time it
 is queued.
 
+
+*Shutdown request* is in the table because edge workers of Airflow have it; nothing asks for it in this version. What it
+is wanted for, no more work for an agent, maintenance does, and it can be taken back from the server. An agent that has
+gone cannot be called back from there: somebody has to go to the site, or systemd starts it again and nothing is gained.
+To shut one out for good, revoke its token: it ends with exit code 77 and stays down.
 """
 
 OUTCOMES = """

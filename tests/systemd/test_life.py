@@ -56,6 +56,24 @@ def test_the_status_line_tells_the_truth(edge: Edge) -> None:
     errand.check_unharmed()
 
 
+def test_left_idle_it_finds_its_task_runtime_good(edge: Edge) -> None:
+    edge.guest.run("systemctl", "restart", AGENT)
+    daemon = str(edge.pid())
+    # Seconds after the start it tries, locked in as it is, whether the runtime can be loaded.
+    wait_until(
+        lambda: edge.guest.run("pgrep", "-P", daemon, "-f", "execution_time", check=False),
+        seconds=40,
+        what="a proof of the runtime",
+    )
+    wait_until(
+        lambda: not edge.guest.run("pgrep", "-P", daemon, "-f", "execution_time", check=False),
+        seconds=60,
+        what="the end of the proof",
+    )
+    status = edge.edgectl("status")
+    assert (status["health"], status["faults"]) == ("healthy", []), status
+
+
 def text_of(edge: Edge) -> str:
     return edge.guest.show(AGENT, "StatusText")
 

@@ -35,7 +35,7 @@ from airflow_edge_agent.settings import LogSettings, Settings
 
 log = structlog.get_logger()
 
-APPLIED = frozenset({"concurrency", "queues", "spool_max_mb", "drain", "log", "health", "custom_metrics"})
+APPLIED = frozenset({"concurrency", "queues", "spool_max_mb", "drain", "log", "health", "custom_metrics", "limits"})
 """Settings that take effect without a restart."""
 
 ANNOUNCEMENT_SECONDS = 60.0
@@ -58,6 +58,7 @@ def limits_of(settings: Settings) -> Limits:
         drain_deadline_seconds=settings.drain.deadline_seconds,
         spool_bytes=settings.spool_max_mb * 1024 * 1024,
         queues=tuple(settings.queues),
+        jobs=settings.limits.rules(),
     )
 
 
@@ -239,7 +240,7 @@ class Operations:
             set_up_logging(settings.log)
         # What was changed at run time stays, unless the file says something new about it.
         limits, before, core = limits_of(settings), limits_of(old), self._pump.core
-        names = ("concurrency", "queues", "kill_grace_seconds", "drain_deadline_seconds", "spool_bytes")
+        names = ("concurrency", "queues", "kill_grace_seconds", "drain_deadline_seconds", "spool_bytes", "jobs")
         changes = {n: getattr(limits, n) for n in names if getattr(limits, n) != getattr(before, n)}
         if changes:
             self._pump.feed(LimitsChanged(replace(core.limits, **changes)))

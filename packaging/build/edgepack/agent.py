@@ -71,7 +71,7 @@ def stage(context: Context) -> Stage:
     bytecode.compile_tree(folder, stage=result.root, final="/", interpreter=context.interpreter)
 
     # What runs a runner that has no task runtime, so that it can say so.
-    environment.make(result.path(f"{_HOME}/x").parent, context.target)
+    environment.make(result.path(f"{_HOME}/x").parent, f"../../../bin/python{context.target.version}", context.target)
     scripts = _scripts(context.root)
     for name, entry in scripts.items():
         module, _, function = entry.partition(":")

@@ -43,10 +43,13 @@ def install(pins: Pins, site: Path, target: Target, *, lock: Lock, scratch: Path
             run([*command, *options, "--requirement", str(file)])
 
 
-def make(folder: Path, target: Target) -> None:
-    """Make a folder a virtual environment, without running anything."""
+def make(folder: Path, interpreter: str, target: Target) -> None:
+    """Make a folder a virtual environment, without running anything.
+
+    :param interpreter: what its Python is a link to.
+    """
     (folder / "bin").mkdir()
-    (folder / "bin/python").symlink_to(target.interpreter)
+    (folder / "bin/python").symlink_to(interpreter)
     for name in ("python3", f"python{target.version}"):
         (folder / "bin" / name).symlink_to("python")
     text = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.version}\n"

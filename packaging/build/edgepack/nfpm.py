@@ -87,7 +87,7 @@ def pack(package: Package, stage: Stage, format_: Format, *, scripts: Path, into
 def _changelog(package: Package, stage: Stage, epoch: int) -> Path:
     """Write the one entry that RPM shows, in the form nfpm reads; JSON is YAML."""
     entry = {
-        "semver": package.version,
+        "semver": package.full_version,
         "date": dt.datetime.fromtimestamp(epoch, dt.UTC).isoformat(),
         "packager": package.vendor["maintainer"],
         "changes": [{"note": f"What is new is in /usr/share/doc/{package.name}/changelog.gz."}],

@@ -36,7 +36,7 @@ def stage(context: Context) -> Stage:
     gone = environment.leave_out(site, names)
     environment.leave_out_files(site, [pattern for rule in rules["files"] for pattern in rule["patterns"]])
     environment.normalise(site)
-    environment.make(filling, context.target)
+    environment.make(filling, context.target.interpreter, context.target)
     _make_share(filling / "share", context, gone)
     (site / "airflow-edge-extras.pth").write_text(_EXTRAS, encoding="utf-8")
     environment.set_modes(filling)

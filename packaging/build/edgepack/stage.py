@@ -70,7 +70,7 @@ class Stage:
             # As rpmbuild does by itself: so that --nodocs leaves them out.
             for entry in entries:
                 if "type" not in entry and entry["dst"].startswith(_DOCUMENTATION):
-                    entry["type"] = "license" if "/licences/" in entry["dst"] else "doc"
+                    entry["type"] = "doc"
         return entries
 
     def size(self) -> tuple[int, int]:

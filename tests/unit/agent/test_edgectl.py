@@ -326,9 +326,11 @@ def test_reload(site: Site) -> None:
     site.enroll()
     site.start(EDGE_AGENT_RUNNER__SOCKET=str(site.root / "runner.sock"))
     site.ctl("concurrency", "9")
-    site.configure('spool_max_mb = 20\nca_file = "/etc/hostname"\n[drain]\ndeadline_seconds = 3\n')
+    site.configure(
+        'spool_max_mb = 20\nca_file = "/etc/hostname"\n[drain]\ndeadline_seconds = 3\n[limits]\npids_max = 60\n'
+    )
     text = site.ctl("reload")
-    assert "in effect now: spool_max_mb, drain" in text
+    assert "in effect now: spool_max_mb, drain, limits" in text
     assert "in effect after a restart: ca_file" in text
     assert site.status()["slots_total"] == 9, "what was changed at run time stays if the file says nothing new"
     site.configure("concurency = 3")

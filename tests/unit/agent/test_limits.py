@@ -16,8 +16,10 @@ from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import FrameArrived, LinkOpened, Say, StartJob
 from airflow_edge_agent.core.limits import Granted, LimitRules, grant
 from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.operations import limits_of
 from airflow_edge_agent.protocol.frames import AcceptAck
 from airflow_edge_agent.protocol.limits import JobLimits, LimitSettings, read_executor_config
+from airflow_edge_agent.settings import Settings
 from fakes.frames import make_offer, make_welcome
 
 MIB, GIB = 2**20, 2**30
@@ -209,3 +211,16 @@ def test_what_is_granted_is_asked_for_or_bounded(
             assert got <= most
             assert got in (first, most) or name == "io_weight"
         assert (name in granted.cut) == (asked is not None and getattr(asked, name) not in (None, got))
+
+
+def test_what_is_configured_reaches_the_core() -> None:
+    settings = Settings.model_validate(
+        {
+            "server_url": "https://airflow.example.com",
+            "limits": {"memory_max": "256M", "queues": {"press": {"pids_max": 60}}, "maximum": {"cpu_quota": "150%"}},
+        }
+    )
+    rules = limits_of(settings).jobs
+    assert grant(rules, "press", None).limits == JobLimits(
+        memory_max_bytes=256 * 2**20, pids_max=60, cpu_quota_percent=150
+    )

@@ -28,10 +28,11 @@ _WORDS = 300
 
 _PATHS = "import json, sys; print(json.dumps(sys.path))"
 
-# In its last line the reason, in one piece. Niced: nobody waits for it.
+# In its last line the reason, in one piece. Niced, where the unit lets us: nobody waits for it.
 _PROOF = """
-import importlib, os, sys
-os.nice(10)
+import contextlib, importlib, os, sys
+with contextlib.suppress(OSError):
+    os.nice(10)
 for name in ("api.client", "execution_time.supervisor", "execution_time.task_runner"):
     try:
         importlib.import_module("airflow.sdk." + name)

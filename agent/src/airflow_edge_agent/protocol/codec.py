@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -26,8 +27,16 @@ class FrameError(ValueError):
 
 _F = TypeVar("_F")
 
-_agent_frames: TypeAdapter[AgentFrame] = TypeAdapter(Annotated[AgentFrame, Field(discriminator="type")])
-_server_frames: TypeAdapter[ServerFrame] = TypeAdapter(Annotated[ServerFrame, Field(discriminator="type")])
+
+# Built when the first frame comes: each end decodes only what the other one says.
+@cache
+def _agent_frames() -> TypeAdapter[AgentFrame]:
+    return TypeAdapter(Annotated[AgentFrame, Field(discriminator="type")])
+
+
+@cache
+def _server_frames() -> TypeAdapter[ServerFrame]:
+    return TypeAdapter(Annotated[ServerFrame, Field(discriminator="type")])
 
 
 def encode_batch(frames: list[AnyFrame], *, session_id: str | None = None, wait_seconds: float = 0) -> bytes:
@@ -56,7 +65,7 @@ def decode_agent_frame(data: dict[str, Any]) -> AgentFrame:
 
     :raises FrameError: when a known type has invalid content.
     """
-    return _decode(_agent_frames, data)
+    return _decode(_agent_frames(), data)
 
 
 def decode_server_frame(data: dict[str, Any]) -> ServerFrame:
@@ -64,7 +73,7 @@ def decode_server_frame(data: dict[str, Any]) -> ServerFrame:
 
     :raises FrameError: when a known type has invalid content.
     """
-    return _decode(_server_frames, data)
+    return _decode(_server_frames(), data)
 
 
 def _decode(adapter: TypeAdapter[_F], data: dict[str, Any]) -> _F | UnknownFrame:

@@ -51,7 +51,8 @@ Percent = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class _Frame(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # Each is built when it is first used: an end of the line makes half of them, and reads the others as a union.
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class Versions(_Frame):
