@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgepack import agent, documents, elf, nfpm, repository, runtime, scripts
+from edgepack import agent, bundle, documents, elf, nfpm, repository, runtime, scripts
 from edgepack.bytecode import find_interpreter
 from edgepack.context import Context, read_description, source_date
 from edgepack.faults import BuildError
@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     repo.add_argument("--into", type=Path, default=ROOT / "dist/repository", metavar="DIR", help="where to put it")
     repo.add_argument("--key", required=True, help="fingerprint or e-mail address of the secret key to sign with")
     repo.set_defaults(act=_repository)
+    one = commands.add_parser(
+        "bundle", help="make one file of packages, key and an installer, for sites without a repository"
+    )
+    one.add_argument("--packages", type=Path, default=ROOT / "dist/packages", metavar="DIR", help="what to put in")
+    one.add_argument("--into", type=Path, default=ROOT / "dist", metavar="DIR", help="where to put it")
+    one.add_argument("--key", required=True, help="fingerprint or e-mail address of the secret key to sign with")
+    one.set_defaults(act=_bundle)
     docs = commands.add_parser("documents", help="write manual pages, completions and agent.toml, to look at")
     docs.add_argument("--into", type=Path, default=ROOT / "dist/documents", metavar="DIR", help="where to put them")
     docs.set_defaults(act=_documents)
@@ -109,6 +116,16 @@ def build(context: Context, name: str, version: str, stage: Stage, into: Path) -
 def _repository(arguments: argparse.Namespace) -> int:
     repository.make(arguments.packages, arguments.into, arguments.key)
     print(f"{arguments.into}: see README there")
+    return 0
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    name = f"{agent.NAME}-{agent.version(ROOT)}-bundle"
+    installer = ROOT / "packaging/bundle/install.sh"
+    made = bundle.make(
+        arguments.packages, arguments.into / f"{name}.tar", arguments.key, installer=installer, epoch=source_date(ROOT)
+    )
+    print(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

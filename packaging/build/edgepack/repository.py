@@ -64,20 +64,25 @@ def make(packages: Path, into: Path, key: str) -> None:
     debs, rpms = sorted(packages.glob("*.deb")), sorted(packages.glob("*.rpm"))
     if not debs and not rpms:
         raise BuildError(f"{packages}: no packages there; run 'make packages' first")
-    fingerprint = _fingerprint(key)
+    own = fingerprint(key)
     into.mkdir(parents=True, exist_ok=True)
-    _apt(debs, into / "apt", fingerprint)
-    _yum(rpms, into / "yum", fingerprint)
-    (into / f"{KEY_NAME}.asc").write_text(run(["gpg", "--batch", "--armor", "--export", fingerprint]), encoding="ascii")
+    _apt(debs, into / "apt", own)
+    _yum(rpms, into / "yum", own)
+    (into / f"{KEY_NAME}.asc").write_text(run(["gpg", "--batch", "--armor", "--export", own]), encoding="ascii")
     keyring = into / f"{KEY_NAME}.gpg"
     keyring.unlink(missing_ok=True)
-    run(["gpg", "--batch", "--output", keyring, "--export", fingerprint])
-    values = {"key": KEY_NAME, "fingerprint": fingerprint}
+    run(["gpg", "--batch", "--output", keyring, "--export", own])
+    values = {"key": KEY_NAME, "fingerprint": own}
     for name, text in (("README", _README), (f"{KEY_NAME}.sources", _SOURCES), (f"{KEY_NAME}.repo", _REPO)):
         (into / name).write_text(text.format(**values), encoding="utf-8")
 
 
-def _fingerprint(key: str) -> str:
+def fingerprint(key: str) -> str:
+    """Return the fingerprint of a secret key.
+
+    :param key: its fingerprint or e-mail address.
+    :raises BuildError: there is none in the GnuPG home.
+    """
     try:
         listing = run(["gpg", "--batch", "--with-colons", "--list-secret-keys", "--", key])
     except BuildError:
