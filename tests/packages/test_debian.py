@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from harness.site import AirflowSite
 from harness.waiting import wait_until
 from machine.edge import AGENT, RUNNER
@@ -12,6 +14,7 @@ from packages.debian import AGENT_PACKAGE, RUNTIME_PACKAGE, RUNTIMES, DebianMach
 MOST_MEGABYTES = 8.0
 
 
+@pytest.mark.sample
 def test_a_new_installation_is_complete_quiet_and_off(debian: DebianMachine) -> None:
     guest = debian.guest
     done = debian.apt("install", AGENT_PACKAGE)
@@ -69,6 +72,7 @@ def s_path(cached: str) -> str:
     return re.sub(r"__pycache__/(\w+)\.cpython-\d+\.pyc$", r"\1.py", cached)
 
 
+@pytest.mark.sample
 def test_enrolled_it_runs_the_demo(debian: DebianMachine, site: AirflowSite) -> None:
     debian.apt("install", AGENT_PACKAGE)
     edge = debian.enrol(site, "demo")
