@@ -4,7 +4,8 @@ UNITS="edge-agent.service"
 # Users and folders; nothing here minds being done again.
 set_up() {
     if command -v systemd-sysusers >/dev/null; then
-        systemd-sysusers airflow-edge-agent.conf >/dev/null
+        # Its words about each new user are no news.
+        SYSTEMD_LOG_LEVEL=warning systemd-sysusers airflow-edge-agent.conf
     fi
     if command -v systemd-tmpfiles >/dev/null; then
         systemd-tmpfiles --create airflow-edge-agent.conf >/dev/null || true

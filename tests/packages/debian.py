@@ -15,7 +15,7 @@ RUNTIMES = "/opt/airflow-edge-runtime"
 APT_SECONDS = 300.0
 
 # Says nothing about us.
-_NOISE = ("debconf: delaying package configuration",)
+_NOISE = ("debconf: delaying package configuration", "dpkg: warning: downgrading ")
 # Caches, logs and databases of the system that installing anything changes, and what a running system does by itself.
 _NOT_OURS = (
     "/proc/*", "/sys/*", "/run/*", "/tmp/*", "/dev/*", "/var/cache/*", "/var/lib/dpkg/*", "/var/lib/apt/*",
@@ -53,7 +53,9 @@ class DebianMachine:
         """Run apt-get without questions."""
         began = time.monotonic()
         done = self.guest.result(
-            "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--allow-downgrades", *arguments,
+            "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--allow-downgrades",
+            # Or all that dpkg and the scripts say is on standard output, mixed with dpkg's progress.
+            "-oDpkg::Use-Pty=0", *arguments,
             seconds=APT_SECONDS,
         )  # fmt: skip
         assert done.returncode == 0, (arguments, done.stdout[-2000:], done.stderr[-2000:])

@@ -9,17 +9,19 @@ import pytest
 from harness.site import AirflowSite
 from harness.waiting import wait_until
 from machine.edge import AGENT, RUNNER
+from packages.conftest import Built
 from packages.debian import AGENT_PACKAGE, RUNTIME_PACKAGE, RUNTIMES, DebianMachine
 
 MOST_MEGABYTES = 8.0
 
 
 @pytest.mark.sample
-def test_a_new_installation_is_complete_quiet_and_off(debian: DebianMachine) -> None:
+def test_a_new_installation_is_complete_quiet_and_off(debian: DebianMachine, built: Built) -> None:
     guest = debian.guest
     done = debian.apt("install", AGENT_PACKAGE)
     assert done.complaints == []
     print(f"installed in {done.seconds:.1f} s")
+    assert max(path.stat().st_size for path in built.second.glob(f"{AGENT_PACKAGE}*")) < MOST_MEGABYTES * 1e6
     # By name alone, so the newest release, and the runtime because it is recommended.
     assert debian.version() == debian.versions()[0]
     assert debian.version(RUNTIME_PACKAGE) == debian.versions(RUNTIME_PACKAGE)[0]
