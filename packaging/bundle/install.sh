@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs or upgrades airflow-edge-agent and its task runtime from the files beside this script: no repository is asked.
+# Installs or upgrades airflow-edge-agent and its task runtime from the files beside this script. A repository is asked
+# only for what they depend on and the system does not have: Python, ca-certificates.
 #
 #   install.sh [--fingerprint FINGERPRINT] [--agent-only]
 #
@@ -70,7 +71,7 @@ done
 
 # shellcheck disable=SC2086 # names without blanks, from this bundle
 if command -v apt-get >/dev/null; then
-    DEBIAN_FRONTEND=noninteractive apt-get -y --no-download --no-install-recommends --allow-downgrades install $files
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends --allow-downgrades install $files
 elif command -v dnf >/dev/null; then
     dnf -y --disablerepo='*' --setopt=install_weak_deps=False install $files
 else
