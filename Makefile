@@ -130,7 +130,7 @@ bundle: .venv/ready ## Make one file of dist/packages for sites without a reposi
 	@PYTHONPATH=packaging/build $(IN_VENV)/python -m edgepack bundle --key "$(KEY)" $(ARGS)
 
 .PHONY: test-packages
-test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian machines; needs root, mmdebstrap, apt-utils, createrepo-c, rpm
+test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian machines; needs root, mmdebstrap, apt-utils, createrepo-c, gpg
 	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" $(IN_VENV)/pytest tests/packages --timeout 900 $(ARGS)
 
 .PHONY: clean

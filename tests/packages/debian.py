@@ -15,7 +15,12 @@ RUNTIMES = "/opt/airflow-edge-runtime"
 APT_SECONDS = 300.0
 
 # Says nothing about us.
-_NOISE = ("debconf: delaying package configuration", "dpkg: warning: downgrading ")
+_NOISE = (
+    "debconf: delaying package configuration",
+    "dpkg: warning: downgrading ",
+    # About folders of the system that others have files in, too.
+    "dpkg: warning: while removing ",
+)
 # Caches, logs and databases of the system that installing anything changes, and what a running system does by itself.
 _NOT_OURS = (
     "/proc/*", "/sys/*", "/run/*", "/tmp/*", "/dev/*", "/var/cache/*", "/var/lib/dpkg/*", "/var/lib/apt/*",
