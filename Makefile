@@ -120,9 +120,27 @@ bench: .venv/ready .demo/env-agent/ready .demo/env-runtime/ready ## Measure cost
 bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 provider
 	@$(MAKE) bench ARGS="--arms agent,peer $(ARGS)"
 
+.PHONY: packages
+packages: .venv/ready ## Build .deb and .rpm into dist/packages; ARGS="--python 3.13 --arch arm64 --release 2"
+	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" PYTHONPATH=packaging/build \
+		$(IN_VENV)/python -m edgepack packages $(ARGS)
+
+.PHONY: repo
+repo: .venv/ready ## Make a signed apt and a signed yum repository of dist/packages; needs KEY=, apt-utils, createrepo-c
+	@PYTHONPATH=packaging/build $(IN_VENV)/python -m edgepack repository --key "$(KEY)" $(ARGS)
+
+.PHONY: bundle
+bundle: .venv/ready ## Make one file of dist/packages for sites without a repository; needs KEY=, gpg
+	@PYTHONPATH=packaging/build $(IN_VENV)/python -m edgepack bundle --key "$(KEY)" $(ARGS)
+
+.PHONY: test-packages
+test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian machines; needs root, mmdebstrap, apt-utils, createrepo-c, gpg
+	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" $(IN_VENV)/pytest tests/packages --timeout 900 $(ARGS)
+
 .PHONY: clean
 clean: ## Remove everything that these targets have made
 	@rm -rf .tools .venv .demo .bench .compat .machines .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf dist/packages dist/repository dist/documents dist/*-bundle.tar
 	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the targets stand on.

@@ -30,6 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
         from airflow_edge_agent.ctl.config import config  # noqa: PLC0415 -- loads the settings model
 
         return config(arguments)
+    if name == "runtime":
+        from airflow_edge_agent.ctl.runtime import runtime  # noqa: PLC0415 -- seldom asked for
+
+        return runtime(arguments)
     if name == "enroll":
         from airflow_edge_agent.ctl.enroll import enroll  # noqa: PLC0415 -- loads the settings model
 

@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _looking(commands)
     _changing(commands)
     _setting_up(commands)
+    _task_runtime(commands)
     return parser
 
 
@@ -185,6 +186,30 @@ def _setting_up(commands: Any) -> None:
     show = what.add_parser("show", help="list all settings, secrets masked")
     show.add_argument("--origin", action="store_true", help="say where each comes from")
     show.add_argument("--json", action="store_true", help="print a JSON list")
+
+
+def _task_runtime(commands: Any) -> None:
+    runtime = _add(
+        commands, "runtime", "add providers to the task runtime",
+        "Add distributions to the packaged task runtime, from wheels alone. They are there again after each upgrade; "
+        "what would change the Task SDK, or anything else that the runtime has, is refused. Running tasks keep what "
+        "they have.",
+        ["sudo edgectl runtime install apache-airflow-providers-ssh",
+         "sudo edgectl runtime install --no-index --find-links /srv/wheels apache-airflow-providers-ssh==4.1.0",
+         "sudo edgectl runtime remove apache-airflow-providers-ssh", "edgectl runtime list"],
+    )  # fmt: skip
+    what = runtime.add_subparsers(dest="what", metavar="install|remove|renew|list", required=True, parser_class=_Parser)
+    install = what.add_parser("install", help="add, or add in another version")
+    install.add_argument("names", nargs="+", metavar="NAME", help="a requirement: NAME, NAME==1.2, NAME[extra]")
+    install.add_argument("--find-links", type=Path, metavar="DIR", action="append", default=[], help="look there, too")
+    install.add_argument("--no-index", action="store_true", help="ask no index: for sites without internet")
+    install.add_argument("--index-url", metavar="URL", help="ask this index and not PyPI")
+    remove = what.add_parser("remove", help="take away, with what only that needed")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="as given to install")
+    what.add_parser("renew", help="do again what /etc/airflow-edge-runtime/extras.txt says")
+    what.add_parser("list", help="show what was added").add_argument(
+        "--json", action="store_true", help="print a JSON object"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""The packages, installed, upgraded and removed on machines of their own."""

@@ -1,0 +1,155 @@
+"""Packages built from this tree in two releases, a repository of them, and Debian machines that know only that one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgepack import repository
+from harness.postgres import Postgres
+from harness.processes import Keeper
+from harness.site import AirflowSite
+from machine import nspawn
+from machine.fixtures import CACHE, ENVIRONMENT, keeper, need
+from machine.fixtures import DAG_FOLDER as ERRAND_DAGS
+from machine.image import BOOKWORM, SOURCE, Images
+from machine.nspawn import NspawnMachine
+from packages.debian import DebianMachine
+
+__all__ = ["keeper"]
+
+HERE = Path(__file__).parent
+KEY = "test@airflow-edge-agent.invalid"
+
+MakeDebian = Callable[..., DebianMachine]
+
+
+@dataclass(frozen=True)
+class Built:
+    """Two releases of all packages, which differ in nothing but their number."""
+
+    first: Path
+    second: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def possible() -> None:
+    need(nspawn.missing())
+    for tool in ("apt-ftparchive", "createrepo_c", "gpg"):
+        need(None if shutil.which(tool) else f"{tool} is not installed (apt-utils, createrepo-c, gpg)")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build both releases; ``EDGE_TEST_PACKAGES`` names a folder where they are already, in ``1`` and ``2``.
+
+    With ``EDGE_TEST_ONE_RELEASE`` the second one is the first: for tests of an installation alone.
+    """
+    ready = os.environ.get("EDGE_TEST_PACKAGES")
+    one = os.environ.get("EDGE_TEST_ONE_RELEASE")
+    top = Path(ready) if ready else tmp_path_factory.mktemp("packages")
+    if not ready:
+        for release in ("1",) if one else ("1", "2"):
+            build("--fast", "--release", release, "--into", str(top / release))
+    return Built(top / "1", top / ("1" if one else "2"))
+
+
+def build(*arguments: str) -> None:
+    """Run the build as ``make packages`` does."""
+    search = os.pathsep.join(filter(None, [str(Path(os.environ.get("UV", "uv")).parent), os.environ["PATH"]]))
+    command = [sys.executable, "-m", "edgepack", "packages", *arguments]
+    env = os.environ | {"PYTHONPATH": str(SOURCE / "packaging/build"), "PATH": search}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def apt_layer(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder for the top of a Debian: both releases in a repository signed with a throw-away key."""
+    home = tmp_path_factory.mktemp("gnupg")
+    home.chmod(0o700)
+    layer = tmp_path_factory.mktemp("layer")
+    layer.chmod(0o755)
+    packages = tmp_path_factory.mktemp("all")
+    for path in (*built.first.iterdir(), *built.second.iterdir()):
+        shutil.copyfile(path, packages / path.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNUPGHOME", str(home))
+        quick = [
+            "gpg",
+            "--batch",
+            "--quiet",
+            "--passphrase",
+            "",
+            "--quick-generate-key",
+            KEY,
+            "ed25519",
+            "sign",
+            "never",
+        ]
+        subprocess.run(quick, check=True, capture_output=True)
+        repository.make(packages, layer / "srv/repository", KEY)
+        yield layer
+        subprocess.run(["gpgconf", "--kill", "all"], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def images() -> Images:
+    """Return where roots are built and kept."""
+    return Images(CACHE, progress=lambda what: print(what, file=sys.__stderr__))
+
+
+@pytest.fixture(scope="session")
+def site(keeper: Keeper, postgres_server: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowSite]:
+    """Return a real Airflow with the demo's Dag, the errands and one that imports late."""
+    site = AirflowSite(
+        tmp_path_factory.mktemp("site"),
+        keeper=keeper,
+        environment=ENVIRONMENT,
+        bundles={"errands": ERRAND_DAGS, "late": HERE / "dags", "demo": SOURCE / "tests/demo/dags"},
+        database_url=postgres_server.create_database(),
+    )
+    with site:
+        site.start()
+        for dag_id in ("hold", "late", "edge_demo"):
+            site.api.wait_for_dag(dag_id)
+        yield site
+
+
+def furnish(top: Path) -> None:
+    """Put the Dags on a machine, and a folder for what the tasks leave."""
+    for name, source in {"dags": ERRAND_DAGS, "late": HERE / "dags", "demo": SOURCE / "tests/demo/dags"}.items():
+        (top / "srv" / name).mkdir(parents=True)
+        for path in source.glob("*.py"):
+            (top / "srv" / name / path.name).write_text(path.read_text())
+    (top / "srv/errands").mkdir()
+
+
+@contextlib.contextmanager
+def told(request: pytest.FixtureRequest, machine: NspawnMachine) -> Iterator[None]:
+    """After a failure, show the end of the machine's journal."""
+    failures = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failures:
+        print(machine.run("journalctl", "-q", "-n", "60", "--no-pager", check=False))
+
+
+@pytest.fixture
+def debian(
+    request: pytest.FixtureRequest, images: Images, keeper: Keeper, apt_layer: Path, tmp_path: Path
+) -> Iterator[DebianMachine]:
+    """Return a fresh Debian to which the repository has been added, as its README says."""
+    layers = [apt_layer, images.base(BOOKWORM)]
+    with NspawnMachine(tmp_path / "m", keeper=keeper, layers=layers, prepare=furnish) as machine:
+        debian = DebianMachine(machine)
+        debian.add_repository()
+        with told(request, machine):
+            yield debian
