@@ -242,8 +242,11 @@ async def test_a_cancelled_job_that_nobody_has_is_revoked(
     if offered:
         await agent.offers()
     database.set_job(job_id, cancel_reason="gone")
-    await agent.poll(wait=0.5)
-    job = database.job(job_id)
+    for _ in range(20):
+        await agent.poll(wait=0.5)
+        job = database.job(job_id)
+        if job.state == "finished":
+            break
     assert (job.state, job.outcome, job.detail) == ("finished", "revoked", "gone")
 
 
