@@ -19,8 +19,8 @@ class Watch(Protocol):
     def failed(self, problem: str) -> None:
         """Note that it does not, and why."""
 
-    def check(self, *, prove: bool) -> tuple[str | None, str | None]:
-        """Return the Task SDK's version and the problem."""
+    def check(self, *, prove: bool) -> tuple[dict[str, str], str | None]:
+        """Return the versions of its parts and the problem."""
 
 
 class TaskRuntime:
@@ -46,9 +46,9 @@ class TaskRuntime:
 
     def check(self, *, prove: bool) -> str | None:
         """Look at it and at the disk; return the problem that keeps jobs from being started. Takes its time."""
-        sdk, problem = self._watch.check(prove=prove)
-        if sdk is not None:
-            self._found({"task_sdk": sdk})
+        found, problem = self._watch.check(prove=prove)
+        if found:
+            self._found(found)
         return problem or self._store.check()
 
     def _found(self, found: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_edge_agent.core.carrier import Carrier, CarrierChoice
-from airflow_edge_agent.core.versions import runtime_mismatch
+from airflow_edge_agent.protocol.versions import runtime_mismatch
 
 
 def test_the_websocket_is_preferred() -> None:
@@ -100,10 +100,21 @@ def test_a_websocket_that_opens_but_never_holds_is_tried_ever_more_rarely() -> N
     ],
 )
 def test_versions_that_fit(sdk: str | None, airflow: str, fits: bool) -> None:  # noqa: FBT001 -- parametrized
-    mismatch = runtime_mismatch(sdk, airflow)
+    mismatch = runtime_mismatch(task_sdk=sdk, airflow=None, server=airflow)
     assert (mismatch is None) is fits
     if mismatch is not None:
         assert sdk is not None
         assert sdk in mismatch
         assert airflow in mismatch
         assert "\n" not in mismatch
+
+
+def test_the_airflow_of_a_runtime_says_more_than_its_task_sdk() -> None:
+    def told(airflow: str) -> str | None:
+        return runtime_mismatch(task_sdk="1.3.2", airflow=airflow, server="3.3.2")
+
+    assert told("3.3.2") is None
+    assert told("3.3.1") == "the task runtime has Airflow 3.3.1, the server 3.3.2: another patch"
+    assert "another minor version" in str(told("3.2.2"))
+    assert "apache-airflow-task-sdk 1.3.*" in str(told("3.2.2"))
+    assert told("main") is None

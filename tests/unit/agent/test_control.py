@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import FrameArrived, JobEnded, JobStarted, LinkOpened, StopKind
 from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.ctl import show
 from airflow_edge_agent.ctl.client import Client, Refused
 from airflow_edge_agent.protocol.frames import AcceptAck, LogAck, ResultAck
 from airflow_edge_agent.protocol.jobs import Outcome
@@ -33,9 +35,11 @@ class Daemon:
         self.store = MemoryJobStore()
         self.core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0, queues=("default",)))
         self.pump = Pump(self.core, store=self.store, runner=MemoryRunner(), boot_id="b", default_execution_url="x")
-        link = LinkLoop(self.pump, MemoryTransport(ScriptedServer()), FixedProbe(), hello=make_hello, backoff=Backoff())
+        self.server = ScriptedServer()
+        self.transport = MemoryTransport(self.server)
+        self.link = LinkLoop(self.pump, self.transport, FixedProbe(), hello=make_hello, backoff=Backoff())
         person = Person("edge-1", "1", 42, "a", "i", 0.0, "https://x")
-        self.reporter = Reporter(self.core, link, person)
+        self.reporter = Reporter(self.core, self.link, person)
         self.announced: list[StopKind] = []
 
         async def reload() -> dict[str, Any]:
@@ -128,6 +132,31 @@ async def test_jobs_and_status(daemon: Daemon) -> None:
     status = (await daemon.ask("drain"))["status"]
     assert (status["running"], status["slots_used"], status["state"]) == (["etl.load"], 1, "running")
     assert "drained by" in daemon.reporter.line()
+
+
+async def test_what_does_not_fit_is_a_warning_and_no_fault(daemon: Daemon) -> None:
+    async def seen() -> tuple[list[str], list[str]]:
+        status = (await daemon.ask("status"))["status"]
+        assert (status["health"], status["faults"]) == ("healthy", [])
+        return status["warnings"], [line for line in show.status(status) if "warning" in line]
+
+    daemon.server.on_hello = lambda _: [
+        make_welcome(airflow_version="3.3.2", server_time=datetime.now(UTC) - timedelta(hours=1))
+    ]
+    loop = asyncio.create_task(daemon.link.run())
+    await eventually(lambda: daemon.core.connected)
+    versions = make_hello().versions
+    daemon.link.runtime_known(versions.model_copy(update={"task_sdk": "1.3.1", "airflow": "3.3.1"}))
+    (version, clock), shown = await seen()
+    assert version == "the task runtime has Airflow 3.3.1, the server 3.3.2: another patch"
+    assert clock == "this machine's clock differs from the server's: 3600 s ahead"
+    assert [line.split(maxsplit=1)[1] for line in shown] == [version, clock]
+
+    daemon.server.on_hello = lambda _: [make_welcome(airflow_version="3.3.1")]
+    daemon.transport.links[-1].cut()
+    await eventually(lambda: daemon.core.connected and len(daemon.transport.links) == 2)
+    assert await seen() == ([], []), "it is over as soon as it is mended"
+    loop.cancel()
 
 
 async def test_a_fault_inside_is_an_answer_and_not_the_end(daemon: Daemon) -> None:

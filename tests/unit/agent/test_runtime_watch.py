@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import stat
 import sys
@@ -52,9 +53,12 @@ def test_a_proof_names_what_is_missing(place: Place) -> None:
 
 
 def test_a_runtime_that_works(place: Place) -> None:
-    version, problem = place.watch.check(prove=True)
+    versions, problem = place.watch.check(prove=True)
     assert problem is None
-    assert version
+    assert versions == {
+        "task_sdk": importlib.metadata.version("apache-airflow-task-sdk"),
+        "airflow": importlib.metadata.version("apache-airflow-core"),
+    }
 
 
 def test_what_the_runner_said_stands_until_something_has_changed(place: Place) -> None:

@@ -34,6 +34,7 @@ def test_another_version_is_a_warning() -> None:
     assert version_warning({}, "3.3.2") is None
     assert version_warning({"airflow": None}, "3.3.2") is None
     assert version_warning({"airflow": "3.3.1"}, "3.3.2") == (
-        "its task runtime has Airflow 3.3.1, the server 3.3.2: another patch"
+        "the task runtime has Airflow 3.3.1, the server 3.3.2: another patch"
     )
-    assert str(version_warning({"airflow": "3.2.2"}, "3.3.2")).endswith("another minor version")
+    assert "another minor version" in str(version_warning({"airflow": "3.2.2"}, "3.3.2"))
+    assert "Task SDK 1.2.2" in str(version_warning({"task_sdk": "1.2.2"}, "3.3.2")), "no runner has said more yet"

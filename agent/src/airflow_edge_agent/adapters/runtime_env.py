@@ -16,12 +16,14 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
 
 _PROBE = (
     "import importlib.metadata as m\n"
-    "try:\n"
-    "    print(m.version('apache-airflow-task-sdk'))\n"
-    "except m.PackageNotFoundError:\n"
-    "    print('none')\n"
+    "for name in ('task-sdk', 'core'):\n"
+    "    try:\n"
+    "        print(m.version('apache-airflow-' + name))\n"
+    "    except m.PackageNotFoundError:\n"
+    "        print('none')\n"
 )
 _PROBE_SECONDS = 30
+_VERSION = re.compile(r"\d[\w.+!-]{0,99}")
 
 
 def task_environment(settings: Settings) -> dict[str, str]:
@@ -54,10 +56,10 @@ def bundle_config(settings: Settings) -> str:
     return json.dumps(bundles)
 
 
-def check_runtime(python: Path) -> tuple[str | None, str | None]:
+def check_runtime(python: Path) -> tuple[dict[str, str], str | None]:
     """Look at the task runtime without loading it.
 
-    :return: the Task SDK's version and ``None``, or ``None`` and the problem in one line.
+    :return: the versions of ``task_sdk`` and, if it is there, ``airflow``; and the problem, if any, in one line.
     """
     try:
         answer = subprocess.run(  # noqa: S603 -- the Python is the operator's choice
@@ -69,20 +71,20 @@ def check_runtime(python: Path) -> tuple[str | None, str | None]:
             check=False,
         )
     except FileNotFoundError:
-        return None, f"{python}: no such program; set runner.python to the Python of the task runtime"
+        return {}, f"{python}: no such program; set runner.python to the Python of the task runtime"
     except subprocess.TimeoutExpired:
-        return None, f"{python}: does not answer within {_PROBE_SECONDS} s"
+        return {}, f"{python}: does not answer within {_PROBE_SECONDS} s"
     except OSError as error:
-        return None, f"{python}: cannot be run ({error.strerror}); check runner.python"
+        return {}, f"{python}: cannot be run ({error.strerror}); check runner.python"
     if answer.returncode != 0:
         words = answer.stderr.strip().splitlines()
-        return None, f"{python}: is no working Python ({words[-1][:200] if words else answer.returncode})"
-    version = answer.stdout.strip()
-    if version == "none":
-        return None, (
+        return {}, f"{python}: is no working Python ({words[-1][:200] if words else answer.returncode})"
+    sdk, _, airflow = answer.stdout.strip().partition("\n")
+    if sdk == "none":
+        return {}, (
             f"{python}: has no Task SDK; install apache-airflow-task-sdk there, or set runner.python to the Python "
             "of an environment that has it"
         )
-    if not re.fullmatch(r"\d[\w.+!-]{0,99}", version):
-        return None, f"{python}: is no Python; set runner.python to the Python of the task runtime"
-    return version, None
+    if not _VERSION.fullmatch(sdk):
+        return {}, f"{python}: is no Python; set runner.python to the Python of the task runtime"
+    return {"task_sdk": sdk} | ({"airflow": airflow} if _VERSION.fullmatch(airflow) else {}), None

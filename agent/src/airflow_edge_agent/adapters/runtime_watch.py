@@ -92,23 +92,23 @@ class RuntimeWatch:
         self._failures = min(self._failures + 1, 10)
         self._retry_at = self._clock() + wait
 
-    def check(self, *, prove: bool) -> tuple[str | None, str | None]:
+    def check(self, *, prove: bool) -> tuple[dict[str, str], str | None]:
         """Look at the runtime; takes milliseconds, with a proof seconds.
 
         :param prove: whether to import the Task SDK, too, if no runner has. After a failure this is done in any case,
             as soon as something in the runtime has changed, and from time to time.
-        :return: the Task SDK's version, if it can be told, and the problem, if there is one.
+        :return: the versions that can be told, as :func:`check_runtime` does, and the problem, if there is one.
         """
-        version, problem = check_runtime(self._python)
+        versions, problem = check_runtime(self._python)
         if problem is not None:
-            return None, problem
+            return {}, problem
         with self._lock:
             standing, told, wanted = self._problem, self._told, prove and not self._proven
             waits = self._clock() < self._retry_at
         if standing is not None:
             wanted = self._changed() or not waits
         if not wanted:
-            return version, standing
+            return versions, standing
         # Before the proof: what is mended while it runs is a change, too.
         before = self._fingerprint()
         problem = self._prove()
@@ -119,7 +119,7 @@ class RuntimeWatch:
                 else:
                     self._fail(problem)
                     self._print = before
-            return version, self._problem
+            return versions, self._problem
 
     def _changed(self) -> bool:
         """Tell whether the runtime looks other than when it failed."""

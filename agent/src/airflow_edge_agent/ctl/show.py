@@ -14,6 +14,7 @@ def status(answer: dict[str, Any]) -> list[str]:
     health = str(answer["health"])
     lines = [f"{plain(str(answer['name']))}  {coloured(health, _HEALTH.get(health, 'red'))}  {answer['state']}"]
     lines += [f"  {coloured('fault', 'red')}        {plain(fault)}" for fault in answer.get("faults", [])]
+    lines += [f"  {coloured('warning', 'yellow')}      {plain(warning)}" for warning in answer.get("warnings", [])]
     server = answer.get("server_url") or "none: not enrolled"
     if answer.get("connected"):
         beat = answer.get("last_heartbeat_seconds")

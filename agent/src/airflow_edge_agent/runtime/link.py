@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from enum import Enum
@@ -14,7 +15,6 @@ from pydantic import JsonValue
 
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import FrameArrived, LinkLost, LinkOpened
-from airflow_edge_agent.core.versions import runtime_mismatch
 from airflow_edge_agent.ports import CredentialRefused, Link, MetricsProbe, ServerLeft, Transport, TransportError
 from airflow_edge_agent.protocol.frames import (
     AgentFrame,
@@ -25,6 +25,7 @@ from airflow_edge_agent.protocol.frames import (
     Versions,
     Welcome,
 )
+from airflow_edge_agent.protocol.versions import runtime_mismatch
 from airflow_edge_agent.runtime.pump import Pump
 
 log = structlog.get_logger()
@@ -83,12 +84,12 @@ class LinkLoop:
         self._refusals = 0
         self._said = ""
         self._said_at = 0.0
-        self._said_mismatch: str | None = None
-        self._airflow_version: str | None = None
+        self.mismatch: str | None = None
+        """In which way the task runtime is another release's than the server's Airflow."""
         self.welcome: Welcome | None = None
         """The server's last one."""
-        self.skew_seconds: float | None = None
-        """How far this machine's clock is ahead of the server's."""
+        self._server_clock: float | None = None
+        """What the server's clock showed when ours for intervals showed 0."""
         self.custom: dict[str, JsonValue] = {}
         """What the site's own commands have measured."""
         self.last_contact_at: float | None = None
@@ -104,6 +105,22 @@ class LinkLoop:
     def fault(self) -> str | None:
         """Why there is no connection."""
         return self._said or None
+
+    @property
+    def skew_seconds(self) -> float | None:
+        """How far this machine's clock is ahead of the server's by now; ``None``: there was no welcome yet."""
+        if self._server_clock is None:
+            return None
+        return time.time() - asyncio.get_running_loop().time() - self._server_clock
+
+    @property
+    def skewed(self) -> str | None:
+        """How this machine's clock differs from the server's, if it is much."""
+        skew = self.skew_seconds
+        if skew is None or abs(skew) <= SKEW_WARNING_SECONDS:
+            return None
+        side = "ahead" if skew > 0 else "behind"
+        return f"this machine's clock differs from the server's: {abs(skew):.0f} s {side}"
 
     def runtime_known(self, versions: Versions) -> None:
         """Take note of what the task runtime consists of."""
@@ -215,10 +232,8 @@ class LinkLoop:
         self._refusals = 0
         self._said = ""
         self.welcome = welcome
-        self.skew_seconds = (datetime.now(UTC) - welcome.server_time).total_seconds()
-        skew = abs(self.skew_seconds)
+        self._server_clock = welcome.server_time.timestamp() - asyncio.get_running_loop().time()
         self.carrier = link.carrier
-        self._airflow_version = welcome.airflow_version
         log.info(
             "connected",
             server=welcome.server_version,
@@ -227,17 +242,18 @@ class LinkLoop:
             edge_event="connected",
         )
         self._compare_versions()
-        if skew > SKEW_WARNING_SECONDS:
-            log.warning("this machine's clock differs from the server's", seconds=round(skew))
+        if self.skewed is not None:
+            log.warning(self.skewed)
         self._pump.feed(LinkOpened(welcome))
 
     def _compare_versions(self) -> None:
-        if self.versions is None or self._airflow_version is None:
+        if self.versions is None or self.welcome is None:
             return
-        mismatch = runtime_mismatch(self.versions.task_sdk, self._airflow_version)
-        if mismatch is not None and mismatch != self._said_mismatch:
+        found = self.versions
+        mismatch = runtime_mismatch(task_sdk=found.task_sdk, airflow=found.airflow, server=self.welcome.airflow_version)
+        if mismatch is not None and mismatch != self.mismatch:
             log.warning(mismatch)
-        self._said_mismatch = mismatch
+        self.mismatch = mismatch
 
     async def _send_forever(self, link: Link) -> None:
         while True:

@@ -70,6 +70,7 @@ class Reporter:
             "name": self._person.name,
             "health": "degraded" if faults else "healthy",
             "faults": faults,
+            "warnings": [text for text in (link.mismatch, link.skewed) if text is not None],
             "state": str(core.state),
             "enrolled": self._person.server_url is not None,
             "server_url": self._person.server_url,

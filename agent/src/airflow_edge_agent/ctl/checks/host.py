@@ -25,11 +25,11 @@ SECONDS = 10
 def runtime(scene: Scene) -> Iterator[Check]:
     """Look for the task runtime."""
     python = scene.loaded.settings.runner.python
-    sdk, problem = check_runtime(python)
+    found, problem = check_runtime(python)
     if problem is not None:
         yield Check("task runtime", "fail", problem, "install airflow-edge-runtime, or set runner.python")
     else:
-        yield Check("task runtime", "ok", f"Task SDK {sdk}, {python}")
+        yield Check("task runtime", "ok", f"Task SDK {found['task_sdk']}, {python}")
 
 
 def bundles(scene: Scene) -> Iterator[Check]:
