@@ -18,7 +18,14 @@ from airflow_edge_server.store.db import EdgeAgentDBManager, schema_problem
 from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog, EdgeAgentToken, metadata
 from integration.server import scenes
 
-TABLES = {"edge_agent", "edge_agent_token", "edge_agent_job", "edge_agent_log"}
+TABLES = {
+    "edge_agent",
+    "edge_agent_token",
+    "edge_agent_join_token",
+    "edge_agent_credential",
+    "edge_agent_job",
+    "edge_agent_log",
+}
 
 
 def migrations_make_what_the_models_say() -> None:

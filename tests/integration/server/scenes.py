@@ -29,7 +29,14 @@ from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import delete, select, update
 
 from airflow_edge_server.executor import EdgeExecutor
-from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog, EdgeAgentToken
+from airflow_edge_server.store.models import (
+    EdgeAgent,
+    EdgeAgentCredential,
+    EdgeAgentJob,
+    EdgeAgentJoinToken,
+    EdgeAgentLog,
+    EdgeAgentToken,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +55,8 @@ def db() -> Iterator[Session]:
 def reset() -> None:
     settings.Session.remove()
     with db() as session:
-        for model in (EdgeAgentLog, EdgeAgentJob, EdgeAgentToken, EdgeAgent, Callback, TaskInstance, DagRun, Job, Log):
+        ours = (EdgeAgentLog, EdgeAgentJob, EdgeAgentToken, EdgeAgentJoinToken, EdgeAgentCredential, EdgeAgent)
+        for model in (*ours, Callback, TaskInstance, DagRun, Job, Log):
             session.execute(delete(model))
 
 

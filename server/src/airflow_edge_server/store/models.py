@@ -49,6 +49,12 @@ class EdgeAgent(Base):
     """Number of the status that said this; one with a smaller number comes late. Counted anew in each session."""
     versions: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    granted_queues: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """Queues it may serve, whatever it asks for; ``["*"]``: every one; ``None``: it has not been enrolled, so none."""
+    enrolled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When it was last given a credential by a join token."""
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Since when its credentials are revoked; ``None``: they are not, or it has been enrolled again."""
     first_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     connected_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_contact_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -66,6 +72,51 @@ class EdgeAgentToken(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_by: Mapped[str | None] = mapped_column(String(200))
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class EdgeAgentJoinToken(Base):
+    """What lets a new machine in: it is exchanged for a credential. Only the hash of its secret is kept."""
+
+    __tablename__ = "edge_agent_join_token"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    """Hexadecimal SHA-256 of the secret, which is random and long enough to need no salt."""
+    name_pattern: Mapped[str] = mapped_column(String(63))
+    """The agent's name, or a pattern of names with ``*`` and ``?``."""
+    queues: Mapped[list[str]] = mapped_column(JSON)
+    """What its agents may serve; ``["*"]``: every queue."""
+    team_name: Mapped[str | None] = mapped_column(String(64))
+    uses_left: Mapped[int] = mapped_column(Integer)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_by: Mapped[str | None] = mapped_column(String(200))
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When it was last used."""
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class EdgeAgentCredential(Base):
+    """A key pair of one agent: the public half. The private one has never left the agent's machine."""
+
+    __tablename__ = "edge_agent_credential"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    agent_name: Mapped[str] = mapped_column(String(63), index=True)
+    public_key: Mapped[str] = mapped_column(String(64))
+    """Hexadecimal Ed25519 public key."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """From when it is refused; ``None``: never."""
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    join_token_id: Mapped[str | None] = mapped_column(String(16))
+    """The join token it was exchanged for; ``None``: it succeeded another."""
+    predecessor: Mapped[str | None] = mapped_column(String(16))
+    """The credential that it takes the place of as soon as it is used; ``None``: it has, or there was none."""
+    agent_id: Mapped[str | None] = mapped_column(String(36))
+    boot_id: Mapped[str | None] = mapped_column(String(200))
+    hostname: Mapped[str | None] = mapped_column(String(200))
+    """With the two above: the machine that used it last."""
 
 
 class EdgeAgentJob(Base):
