@@ -24,6 +24,12 @@ class Settings:
     log_retention_days: float
     execution_api_url: str | None
     reconnect_spread_seconds: float = 2.0
+    max_connections: int = 5_000
+    agent_connections: int = 8
+    agent_requests_per_second: float = 100.0
+    wrong_credentials_per_minute: float = 60.0
+    log_max_bytes: int = 200 * 2**20
+    """Most log of one job that is stored; 0: all."""
 
 
 def load(source: Any = conf) -> Settings:
@@ -44,6 +50,11 @@ def load(source: Any = conf) -> Settings:
         log_retention_days=_number(source, "log_retention", 30, 0, 36_500),
         execution_api_url=(url or "").strip() or None,
         reconnect_spread_seconds=_number(source, "reconnect_spread", 2, 0, 300),
+        max_connections=int(_number(source, "max_connections", 5_000, 1, 10_000_000)),
+        agent_connections=int(_number(source, "agent_connections", 8, 4, 1_000)),
+        agent_requests_per_second=_number(source, "agent_requests_per_second", 100, 0, 100_000),
+        wrong_credentials_per_minute=_number(source, "wrong_credentials_per_minute", 60, 0, 1_000_000),
+        log_max_bytes=int(_number(source, "log_max_mb", 200, 0, 1_000_000) * 2**20),
     )
     if settings.agent_timeout_seconds <= settings.heartbeat_seconds:
         raise AirflowConfigException(

@@ -77,6 +77,42 @@ def get_provider_info() -> dict[str, Any]:
                         "30",
                         "Days that the log of a finished job is kept in the metadata database.\n",
                     ),
+                    "max_connections": _option(
+                        "integer",
+                        "5000",
+                        "5000",
+                        "Requests and WebSockets of agents that one api-server process has open at a time. Whoever\n"
+                        "comes then is answered 503 and comes again.\n",
+                    ),
+                    "agent_connections": _option(
+                        "integer",
+                        "8",
+                        "8",
+                        "Requests and WebSockets that one agent may have open at a time, at least 4. More are\n"
+                        "answered 429.\n",
+                    ),
+                    "agent_requests_per_second": _option(
+                        "float",
+                        "100",
+                        "100",
+                        "Requests, or messages on a WebSocket, that one agent may send in the long run; ten times as\n"
+                        "many at once. More are answered 429, or end the WebSocket. 0: no bound.\n",
+                    ),
+                    "wrong_credentials_per_minute": _option(
+                        "float",
+                        "60",
+                        "60",
+                        "Wrong credentials that may be tried from one address (of IPv6: one /64 network) in the long\n"
+                        "run; twice as many at once. Further ones are answered 429 without being looked at. Agents at\n"
+                        "that address whose credential was right before are not affected. 0: no bound.\n",
+                    ),
+                    "log_max_mb": _option(
+                        "float",
+                        "200",
+                        "200",
+                        "Most log of one job, in MiB, that is kept in the metadata database. A line at its end says\n"
+                        "that more came and was not kept. 0: no bound.\n",
+                    ),
                     "execution_api_url": _option(
                         "string",
                         None,

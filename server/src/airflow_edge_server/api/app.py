@@ -18,6 +18,7 @@ from starlette.routing import WebSocketRoute
 from airflow_edge_agent.protocol import CHANNEL_PATH, EXCHANGE_PATH
 from airflow_edge_server import __version__, compat, config
 from airflow_edge_server.api.auth import TokenGate
+from airflow_edge_server.api.bounds import BURST_SECONDS, AgentBounds, Allowances, Doorkeeper
 from airflow_edge_server.api.channel import Channel
 from airflow_edge_server.api.exchange import BODY_SECONDS, Exchange
 from airflow_edge_server.api.hub import Hub, Pace
@@ -103,7 +104,9 @@ def create_app(
         service, hub, threads, longest_wait_seconds=settings.heartbeat_seconds, body_seconds=body_seconds
     )
 
-    channel = Channel(service, hub, threads, heartbeat_seconds=settings.heartbeat_seconds)
+    rate = settings.agent_requests_per_second
+    allowances = Allowances(rate, rate * BURST_SECONDS)
+    channel = Channel(service, hub, threads, heartbeat_seconds=settings.heartbeat_seconds, allowances=allowances)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -132,7 +135,14 @@ def create_app(
     app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_route(EXCHANGE_PATH, exchange.handle, methods=["POST"])
     app.router.routes.append(WebSocketRoute(CHANNEL_PATH, channel))
+    # Whatever is added later is asked first.
+    app.add_middleware(AgentBounds, allowances=allowances, most_connections=settings.agent_connections)
     app.add_middleware(TokenGate, sessions=sessions, threads=threads, problem=readiness.problem)
+    app.add_middleware(
+        Doorkeeper,
+        most_connections=settings.max_connections,
+        wrong_per_minute=settings.wrong_credentials_per_minute,
+    )
     return app
 
 

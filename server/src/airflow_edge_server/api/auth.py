@@ -12,9 +12,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from airflow_edge_server.api.refusals import come_again, refuse
 from airflow_edge_server.store.tokens import verify_token
 from airflow_edge_server.store.transaction import Sessions, read
 
@@ -84,10 +85,7 @@ class TokenGate:
                     await self._app(scope, receive, send)
                     return
                 response = unauthorized()
-        if scope["type"] == "websocket":
-            await _deny_websocket(scope, receive, send, response)
-        else:
-            await response(scope, receive, send)
+        await refuse(scope, receive, send, response)
 
     async def _verify(self, token: bytes, token_id: str) -> Caller | None:
         # The cache must not be a place from which tokens can be read.
@@ -118,12 +116,4 @@ def unauthorized() -> Response:
 
 def unavailable(problem: str) -> Response:
     """Return an answer that asks the agent to come again."""
-    return JSONResponse({"error": problem}, status_code=503, headers={"Retry-After": "5"})
-
-
-async def _deny_websocket(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
-    if "websocket.http.response" in scope.get("extensions", {}):
-        await response(scope, receive, send)
-        return
-    await receive()
-    await send({"type": "websocket.close", "code": 1008, "reason": ""})
+    return come_again(503, problem, 5)

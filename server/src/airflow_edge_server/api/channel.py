@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -25,6 +23,7 @@ from airflow_edge_agent.protocol.frames import (
     Status,
 )
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller
+from airflow_edge_server.api.bounds import Allowances
 from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Ending, Line
 from airflow_edge_server.api.rivals import answered
@@ -44,12 +43,6 @@ SEND_SECONDS = 20.0
 
 MAX_UNSENT_FRAMES = 4 * MAX_FRAMES
 """Most frames that wait for an agent to read; more, and its connection ends."""
-
-MESSAGES_PER_SECOND = 100.0
-"""Messages that an agent may send in the long run."""
-
-MESSAGES_AT_ONCE = 1_000
-"""Messages that it may send in a burst."""
 
 _CLOSED = 4000
 _CODES = {Ending.CLOSED: _CLOSED, Ending.REPLACED: _CLOSED, Ending.REVOKED: 1008, Ending.STOPPING: 1012}
@@ -160,29 +153,16 @@ class Connection(Line):
 _GIVEN_UP = "the agent does not read"
 
 
-class _Allowance:
-    """How many messages may still come: refilled all the time, up to a burst."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._left = float(MESSAGES_AT_ONCE)
-        self._at = clock()
-
-    def spend(self) -> bool:
-        now = self._clock()
-        self._left = min(self._left + (now - self._at) * MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
-        self._at = now
-        self._left -= 1
-        return self._left >= 0
-
-
 class Channel:
     """The endpoint of the WebSocket carrier, as an ASGI app."""
 
-    def __init__(self, service: Service, hub: Hub, threads: Executor, *, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, service: Service, hub: Hub, threads: Executor, *, heartbeat_seconds: float, allowances: Allowances
+    ) -> None:
         self._service = service
         self._hub = hub
         self._threads = threads
+        self._allowances = allowances
         self._silence_seconds = heartbeat_seconds + SILENCE_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,7 +195,6 @@ class Channel:
         await connection.drained()
 
     async def _serve(self, connection: Connection, receive: Receive) -> None:
-        allowance = _Allowance()
         patience = HELLO_SECONDS
         while not connection.closing:
             try:
@@ -227,7 +206,7 @@ class Channel:
             if message["type"] == "websocket.disconnect":
                 connection.lost()
                 return
-            if not allowance.spend():
+            if self._allowances.spend(connection.agent_name) > 0:
                 raise _Abuse(_POLICY, "too many messages")
             batch = _decode(message)
             if not connection.closing:

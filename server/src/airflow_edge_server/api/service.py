@@ -225,7 +225,7 @@ class Service:
             return answer
         self._presence.note(agent_name, Sign(agent.session_id or "", now))
         about_jobs = [frame.job_id for frame in frames if isinstance(frame, _ABOUT_JOBS)]
-        book = JobBook(session, agent_name, now, about_jobs)
+        book = JobBook(session, agent_name, now, about_jobs, log_max_bytes=self._settings.log_max_bytes)
         log_acks: dict[str, LogAck] = {}
         for frame in frames:
             if isinstance(frame, Status):

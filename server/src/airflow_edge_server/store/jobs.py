@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.codec import unpack_log
@@ -40,14 +41,28 @@ def clean(text: str) -> str:
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
+def log_marker(most_bytes: int, now: datetime, *, own_line: bool) -> bytes:
+    """Return the line that ends a log of which more came than is kept."""
+    line = {
+        "timestamp": now.isoformat(),
+        "level": "warning",
+        "event": f"the rest of this log was not kept: more than {most_bytes / 2**20:g} MiB ([edge_agent] log_max_mb)",
+        "logger": "edge_agent",
+    }
+    return (b"" if own_line else b"\n") + json.dumps(line).encode() + b"\n"
+
+
 class JobBook:
     """The rows of the jobs that one batch speaks about, locked until the transaction ends.
 
     A frame about a job that the agent does not hold, or with another fence than the job's, changes nothing.
     """
 
-    def __init__(self, session: Session, agent_name: str, now: datetime, job_ids: Collection[str]) -> None:
+    def __init__(
+        self, session: Session, agent_name: str, now: datetime, job_ids: Collection[str], *, log_max_bytes: int = 0
+    ) -> None:
         self._session = session
+        self._log_max_bytes = log_max_bytes
         self._agent_name = agent_name
         self._now = now
         self._warned: set[str] = set()
@@ -181,9 +196,27 @@ class JobBook:
             return LogAck(job_id=frame.job_id, next_offset=min(end, 2**63 - 1))
         start = job.log_next_offset
         if frame.offset <= start < end:
-            self._session.add(EdgeAgentLog(job_id=job.id, offset=start, data=data[start - frame.offset :]))
+            self._store_log(job.id, start, data[start - frame.offset :])
             job.log_next_offset = end
         return LogAck(job_id=job.id, next_offset=job.log_next_offset)
+
+    def _store_log(self, job_id: str, start: int, data: bytes) -> None:
+        """Store a piece as far as the bound allows. What comes behind it counts as delivered all the same."""
+        most = self._log_max_bytes
+        kept = data[: max(most - start, 0)] if most else data
+        if kept:
+            self._session.add(EdgeAgentLog(job_id=job_id, offset=start, data=kept))
+        if len(kept) < len(data) and not self._is_marked(job_id, start):
+            marker = log_marker(most, self._now, own_line=kept.endswith(b"\n"))
+            self._session.add(EdgeAgentLog(job_id=job_id, offset=start + len(kept), data=marker))
+
+    def _is_marked(self, job_id: str, start: int) -> bool:
+        if start < self._log_max_bytes:
+            return False
+        # A piece of this very batch must be there to be found.
+        self._session.flush()
+        last = self._session.scalar(select(func.max(EdgeAgentLog.offset)).where(EdgeAgentLog.job_id == job_id))
+        return last is not None and last >= self._log_max_bytes
 
     def apply(
         self, job: EdgeAgentJob, event: JobEvent, *, outcome: Outcome | None = None, detail: str | None = None
