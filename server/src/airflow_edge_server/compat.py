@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from airflow.api_fastapi.auth.tokens import JWTGenerator
+    from fastapi import Request
 
 log = logging.getLogger(__name__)
 
@@ -162,3 +164,42 @@ def local_log_files(relative_path: str) -> list[str]:
         return []
     # What is written below the log folder by others may be a link to anywhere.
     return [str(file) for file in found if file.is_file() and file.resolve().is_relative_to(base)]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminUser:
+    """Somebody who uses the admin API."""
+
+    name: str
+    can_view: bool
+    can_change: bool
+
+
+async def admin_user(request: Request) -> AdminUser:
+    """Return who sends a request to the api-server, by its session's cookie or its token.
+
+    To look is allowed to those who may see Airflow's jobs. To change is allowed to those who may also edit pools, which
+    is the right to decide how much work goes where; every auth manager knows it, and it belongs to operators and
+    administrators. A right of our own would be known to none of them: that of Airflow itself lets every viewer have it.
+
+    :raises fastapi.HTTPException: 401 without a valid one.
+    """
+    # All of it is loaded in an api-server anyway.
+    from airflow.api_fastapi.app import get_auth_manager  # noqa: PLC0415
+    from airflow.api_fastapi.auth.managers.models.resource_details import AccessView  # noqa: PLC0415
+    from airflow.api_fastapi.core_api.security import get_user  # noqa: PLC0415
+    from fastapi.security import HTTPBearer  # noqa: PLC0415
+    from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
+
+    bearer = await HTTPBearer(auto_error=False)(request)
+    user = await get_user(request, None if bearer is None else bearer.credentials, bearer)
+
+    def decide() -> AdminUser:
+        manager = get_auth_manager()
+        can_view = manager.is_authorized_view(access_view=AccessView.JOBS, user=user)
+        can_change = can_view and manager.is_authorized_pool(method="PUT", user=user)
+        # Nothing but a plain yes is one.
+        return AdminUser(str(user.get_name()), can_view is True, can_change is True)
+
+    # Some auth managers ask a database or another server.
+    return await run_in_threadpool(decide)

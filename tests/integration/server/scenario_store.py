@@ -25,6 +25,8 @@ TABLES = {
     "edge_agent_credential",
     "edge_agent_job",
     "edge_agent_log",
+    "edge_agent_metric",
+    "edge_agent_event",
 }
 
 

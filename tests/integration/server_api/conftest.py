@@ -39,3 +39,10 @@ def make_agent(database: Database, client: httpx.AsyncClient) -> MakeAgent:
 @pytest.fixture
 def agent(make_agent: MakeAgent) -> FakeAgent:
     return make_agent()
+
+
+@pytest.fixture
+def admin(client: httpx.AsyncClient) -> httpx.AsyncClient:
+    """The client as somebody who may look, and change nothing."""
+    client.headers["x-role"] = "viewer"
+    return client

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import pytest
 from airflow.utils.orm_event_handlers import setup_event_handlers
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Request
 from sqlalchemy import Engine, Integer, String, Uuid, column, create_engine, delete, insert, table, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -38,6 +38,7 @@ from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.api.app import create_app
 from airflow_edge_server.api.hub import Pace
+from airflow_edge_server.compat import AdminUser
 from airflow_edge_server.config import Settings
 from airflow_edge_server.store.db import EdgeAgentDBManager
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog, metadata
@@ -208,12 +209,28 @@ def make_database(request: pytest.FixtureRequest, folder: Path) -> str:
     return url.replace("+psycopg2:", "+psycopg:") if request.param == "psycopg" else url
 
 
+PEOPLE = {
+    "nobody": AdminUser("nora", can_view=False, can_change=False),
+    "viewer": AdminUser("vera", can_view=True, can_change=False),
+    "op": AdminUser("otto", can_view=True, can_change=True),
+}
+
+
+async def by_role(request: Request) -> AdminUser:
+    """Stand in for Airflow's auth manager: the header X-Role says who it is."""
+    user = PEOPLE.get(request.headers.get("x-role", ""))
+    if user is None:
+        raise HTTPException(401, "Not authenticated")
+    return user
+
+
 def build_app(database: Database, **given: Any) -> FastAPI:
     options: dict[str, Any] = {
         "settings": SETTINGS,
         "sessions": database.open,
         "mint": lambda ti_id: f"token of {ti_id}",
         "on_start": lambda: None,
+        "authenticate": by_role,
         "pace": PACE,
         **given,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def test_the_settings_are_those_of_the_code() -> None:
     assert settings.PAGE.read_text() == settings.page(), "run: python docs/settings.py"
     rows = [line for line in settings.page().splitlines() if line.startswith("| `")]
     assert [row for row in rows if row.endswith("|  |")] == [], "a setting without a word about it"
+
+
+def test_the_admin_api_is_described_as_it_is() -> None:
+    admin_api = script("admin_api")
+    assert admin_api.PAGE.read_text() == admin_api.page(), "run: python docs/admin_api.py"
+    document = json.loads(admin_api.page())
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert [one["operationId"] for one in operations if not one.get("description")] == []
 
 
 def test_each_command_of_edgectl_is_described() -> None:

@@ -13,10 +13,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.routing import WebSocketRoute
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route, WebSocketRoute
 
 from airflow_edge_agent.protocol import CHANNEL_PATH, EXCHANGE_PATH
 from airflow_edge_server import __version__, compat, config
+from airflow_edge_server.api.admin import ADMIN_PREFIX, create_admin_app
+from airflow_edge_server.api.admin_access import Authenticate
 from airflow_edge_server.api.auth import TokenGate
 from airflow_edge_server.api.bounds import BURST_SECONDS, AgentBounds, Allowances, Doorkeeper
 from airflow_edge_server.api.channel import Channel
@@ -80,6 +84,7 @@ def create_app(
     sessions: Sessions = airflow_sessions,
     mint: Mint = compat.mint_token,
     on_start: Callable[[], object] = compat.install_log_reader,
+    authenticate: Authenticate = compat.admin_user,
     pace: Pace | None = None,
     body_seconds: float = BODY_SECONDS,
 ) -> FastAPI:
@@ -89,6 +94,7 @@ def create_app(
     :param sessions: opens sessions on the metadata database.
     :param mint: makes the token of a workload, given the id of its task instance or callback.
     :param on_start: called when the server starts.
+    :param authenticate: tells who uses the admin API.
     :raises airflow.exceptions.AirflowConfigException: when the configuration is not valid.
     """
     settings = settings or config.load()
@@ -131,18 +137,24 @@ def create_app(
             threads.shutdown(wait=False)
             dispatcher.shutdown(wait=False)
 
-    # No pages that describe the API: it is for agents.
-    app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_route(EXCHANGE_PATH, exchange.handle, methods=["POST"])
-    app.router.routes.append(WebSocketRoute(CHANNEL_PATH, channel))
-    # Whatever is added later is asked first.
-    app.add_middleware(AgentBounds, allowances=allowances, most_connections=settings.agent_connections)
-    app.add_middleware(TokenGate, sessions=sessions, threads=threads, problem=readiness.problem)
-    app.add_middleware(
-        Doorkeeper,
-        most_connections=settings.max_connections,
-        wrong_per_minute=settings.wrong_credentials_per_minute,
+    # What is for agents is behind the gate of their tokens, what is for people behind Airflow's auth manager.
+    agents = Starlette(
+        routes=[Route(EXCHANGE_PATH, exchange.handle, methods=["POST"]), WebSocketRoute(CHANNEL_PATH, channel)],
+        # The first is asked first.
+        middleware=[
+            Middleware(
+                Doorkeeper,
+                most_connections=settings.max_connections,
+                wrong_per_minute=settings.wrong_credentials_per_minute,
+            ),
+            Middleware(TokenGate, sessions=sessions, threads=threads, problem=readiness.problem),
+            Middleware(AgentBounds, allowances=allowances, most_connections=settings.agent_connections),
+        ],
     )
+    admin = create_admin_app(sessions, authenticate=authenticate, problem=readiness.problem)
+    app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.mount(ADMIN_PREFIX, admin)
+    app.mount("", agents)
     return app
 
 

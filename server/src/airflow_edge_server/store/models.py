@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from airflow.utils.sqlalchemy import UtcDateTime
-from sqlalchemy import JSON, BigInteger, Boolean, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from airflow_edge_agent.protocol.frames import MAX_LOG_CHUNK_BYTES
@@ -37,10 +37,26 @@ class EdgeAgent(Base):
     maintenance_comment: Mapped[str | None] = mapped_column(Text)
     maintenance_by: Mapped[str | None] = mapped_column(String(200))
     maintenance_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    maintenance_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the server takes its wish for maintenance back; ``None``: not by itself."""
+    slots_wanted: Mapped[int | None] = mapped_column(Integer)
+    """How many jobs at a time the server wants; ``None``: as the agent is configured."""
+    queues_added: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    queues_removed: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    drain_wanted: Mapped[bool | None] = mapped_column(Boolean)
+    """Whether the server offers it nothing, because somebody has asked for that."""
+    controls_revision: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Grows whenever what the server wants of slots, queues and drain changes."""
+    controls_seen: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """The revision that the agent goes by, by its own word."""
+    configuration: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """As the agent has reported it."""
     agent_id: Mapped[str | None] = mapped_column(String(36))
     boot_id: Mapped[str | None] = mapped_column(String(200))
     instance_id: Mapped[str | None] = mapped_column(String(36))
     session_id: Mapped[str | None] = mapped_column(String(36))
+    carrier: Mapped[str | None] = mapped_column(String(20))
+    """How that session is carried: ``websocket`` or ``http``."""
     hostname: Mapped[str | None] = mapped_column(String(200))
     queues: Mapped[list[str]] = mapped_column(JSON, default=list)
     slots_total: Mapped[int] = mapped_column(Integer, default=0)
@@ -189,3 +205,41 @@ class EdgeAgentLog(Base):
     job_id: Mapped[str] = mapped_column(String(36), primary_key=True)
     offset: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     data: Mapped[bytes] = mapped_column(LargeBinary(MAX_LOG_CHUNK_BYTES))
+
+
+class EdgeAgentMetric(Base):
+    """How the host of an agent was in one minute."""
+
+    __tablename__ = "edge_agent_metric"
+    __table_args__ = (Index("idx_edge_agent_metric_at", "at"),)
+
+    agent_name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    """Beginning of the minute."""
+    cpu_percent: Mapped[float | None] = mapped_column(Float)
+    load_1_per_core: Mapped[float | None] = mapped_column(Float)
+    memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    memory_total_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    disk_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    disk_total_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    slots_used: Mapped[int | None] = mapped_column(Integer)
+
+
+class EdgeAgentEvent(Base):
+    """Something that happened to an agent, for people who look at it."""
+
+    __tablename__ = "edge_agent_event"
+    __table_args__ = (
+        Index("idx_edge_agent_event_agent", "agent_name", "id"),
+        Index("idx_edge_agent_event_at", "at"),
+    )
+
+    # SQLite counts up only what it calls an integer.
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    agent_name: Mapped[str] = mapped_column(String(63))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[str] = mapped_column(String(30))
+    detail: Mapped[str | None] = mapped_column(Text)
+    by: Mapped[str | None] = mapped_column(String(200))

@@ -1,0 +1,178 @@
+"""The HTTP admin API: routes, and what they do with faults. What is behind them is in ``admin``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from airflow_edge_agent.protocol.frames import NAME_PATTERN
+from airflow_edge_agent.protocol.jobs import JobState
+from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.admin import models, views
+from airflow_edge_server.api.admin_access import Authenticate, BodyLimit, make_gate
+from airflow_edge_server.compat import AdminUser
+from airflow_edge_server.store import fleet
+from airflow_edge_server.store.transaction import Sessions, read
+
+log = logging.getLogger(__name__)
+
+ADMIN_PREFIX = "/v1/admin"
+"""Below the prefix of the plugin's app."""
+
+T = TypeVar("T")
+
+_MOST_MINUTES = 60 * 24 * 31
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    401: {"model": models.Fault, "description": "Nobody whom Airflow knows."},
+    403: {"model": models.Fault, "description": "Not allowed."},
+    404: {"model": models.Fault, "description": "No such thing."},
+    503: {"model": models.Fault, "description": "The database cannot be used; come again after Retry-After."},
+}
+
+AgentName = Annotated[str, Path(pattern=NAME_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=1_000)]
+Offset = Annotated[int, Query(ge=0, le=10_000_000)]
+Pattern = Annotated[str | None, Query(max_length=100, description="A pattern with * and ?; case does not matter.")]
+QueueName = Annotated[str | None, Query(max_length=256)]
+Order = Annotated[
+    str,
+    Query(
+        pattern=f"^-?({'|'.join(fleet.AGENT_ORDERS)})$",
+        description="What to sort by; after '-' from greatest to least. What is not known comes last.",
+    ),
+]
+
+
+def create_admin_app(
+    sessions: Sessions, *, authenticate: Authenticate, problem: Callable[[], Awaitable[str | None]]
+) -> FastAPI:
+    """Build the app.
+
+    :param authenticate: tells who sends a request, and what he may do.
+    :param problem: tells why the database cannot be used, if so.
+    """
+    gate = make_gate(authenticate, problem)
+    app = FastAPI(
+        title="Edge agents: administration",
+        version="1",
+        description=(models.__doc__ or "") + "\nWithin `/v1` fields and endpoints are added, never changed or removed.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        responses=_FAULTS,
+        servers=[{"url": f"/edge-agents{ADMIN_PREFIX}"}],
+        root_path_in_servers=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    # Nothing is open by oversight: every route below needs at least the right to look.
+    router = APIRouter(dependencies=[Depends(gate.viewer)])
+    _add_reading(router, sessions)
+
+    @app.get("/me")
+    async def me(user: AdminUser = Depends(gate.known)) -> models.Me:  # noqa: B008, FAST002  made in this call
+        """Say who the caller is, and what he may do."""
+        return models.Me(
+            user=user.name, can_view=user.can_view, can_change=user.can_change, versions=views.server_versions()
+        )
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    app.include_router(router)
+    app.add_middleware(BodyLimit)
+    app.add_exception_handler(DBAPIError, _database_failed)
+    app.add_exception_handler(views.NotFoundError, _not_found)
+    return app
+
+
+def _add_reading(router: APIRouter, sessions: Sessions) -> None:
+    def look(work: Callable[[Session], T]) -> T:
+        return read(sessions, work)
+
+    @router.get("/overview")
+    def overview() -> models.Overview:
+        """Show the fleet at a glance."""
+        return look(views.overview)
+
+    @router.get("/agents")
+    def list_agents(
+        *,
+        name: Pattern = None,
+        queue: QueueName = None,
+        state: Annotated[list[AgentState] | None, Query(max_length=len(AgentState))] = None,
+        problem: Annotated[bool | None, Query(description="Only those that report a problem, or none.")] = None,
+        order_by: Order = "name",
+        limit: Limit = 100,
+        offset: Offset = 0,
+    ) -> models.AgentList:
+        """List agents."""
+        wanted = fleet.AgentFilter(name, queue, state or (), problem)
+        return look(lambda session: views.list_agents(session, wanted, order_by=order_by, limit=limit, offset=offset))
+
+    @router.get("/agents/{name}")
+    def show_agent(name: AgentName) -> models.AgentDetail:
+        """Show one agent."""
+        return look(lambda session: views.show_agent(session, name))
+
+    @router.get("/agents/{name}/metrics")
+    def agent_metrics(
+        name: AgentName, minutes: Annotated[int, Query(ge=1, le=_MOST_MINUTES)] = 60
+    ) -> models.MetricsHistory:
+        """Show how an agent's host was, minute by minute."""
+        return look(lambda session: views.metrics_history(session, name, minutes=minutes))
+
+    @router.get("/agents/{name}/events")
+    def agent_events(
+        name: AgentName, before: Annotated[int | None, Query(ge=0)] = None, limit: Limit = 100
+    ) -> models.EventList:
+        """List what happened to an agent, newest first."""
+        return look(lambda session: views.list_events(session, name, before=before, limit=limit))
+
+    @router.get("/agents/{name}/jobs")
+    def agent_jobs(
+        name: AgentName,
+        state: Annotated[list[JobState] | None, Query(max_length=len(JobState))] = None,
+        limit: Limit = 100,
+        offset: Offset = 0,
+    ) -> models.JobList:
+        """List the jobs of an agent, newest first."""
+        wanted = fleet.JobFilter(states=state or (), agent=name)
+        return look(lambda session: views.list_jobs(session, wanted, limit=limit, offset=offset))
+
+    @router.get("/queues")
+    def list_queues() -> models.QueueList:
+        """List the queues that have jobs or are served."""
+        return look(views.list_queues)
+
+    @router.get("/jobs")
+    def list_jobs(
+        *,
+        state: Annotated[list[JobState] | None, Query(max_length=len(JobState))] = None,
+        queue: QueueName = None,
+        agent: Annotated[str | None, Query(max_length=63)] = None,
+        dag_id: Annotated[str | None, Query(max_length=250)] = None,
+        limit: Limit = 100,
+        offset: Offset = 0,
+    ) -> models.JobList:
+        """List jobs, and why those that wait do so."""
+        wanted = fleet.JobFilter(states=state or (), queue=queue, agent=agent, dag_id=dag_id)
+        return look(lambda session: views.list_jobs(session, wanted, limit=limit, offset=offset))
+
+
+async def _database_failed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DBAPIError)
+    # The driver's own text may hold the connection string.
+    log.warning("%s %s failed: the database failed (%s).", request.method, request.url.path, type(error.orig).__name__)
+    text = "the database is busy or cannot be reached"
+    return JSONResponse({"detail": text}, status_code=503, headers={"Retry-After": "5"})
+
+
+async def _not_found(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=404)
