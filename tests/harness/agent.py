@@ -83,6 +83,7 @@ class AgentProcess:
             "token_file": str(self.token_file),
             "state_dir": str(self.state_dir),
             "runtime_dir": str(self._runtime_dir()),
+            "allow_root": True,
             "runner": {
                 "python": str(runtime / "bin" / "python"),
                 "pass_env": [MARKER_VARIABLE],

@@ -24,13 +24,19 @@ exit codes:
   75  another agent has this name
   76  protocol versions of agent and server do not fit
   77  the server refuses the token, or there is none and no service manager
-  78  the configuration is not usable
+  78  the configuration is not usable, or does not allow to run as root
 
 signals:
   SIGTERM, SIGINT   stop: take no new jobs, do about the running ones what
                     [drain] on_stop says, leave; a second one ends them
   SIGHUP            read configuration and token again
 """
+
+
+_AS_ROOT = (
+    "will not run as root: a fault of the agent, or any task, could do everything on this machine. Start the unit "
+    "edge-agent.service, or as another user, e.g. with 'runuser -u edge-agent'; or set allow_root = true (--allow-root)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="name of this agent (default: the host's)")
     run.add_argument("--queues", metavar="Q1,Q2", type=lambda text: text.split(","), help="queues to serve")
     run.add_argument("--concurrency", type=int, metavar="N", help="slots for jobs (default: number of cores)")
+    run.add_argument(
+        "--allow-root",
+        action="store_const",
+        const=True,
+        help="run as root although each task could do all then",
+    )
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="how much to log")
     run.add_argument("--log-format", choices=("auto", "console", "json", "journal"), help="how to log")
     stopping = commands.add_parser(
@@ -100,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     given = {
         key: value
-        for key in ("server_url", "name", "queues", "concurrency")
+        for key in ("server_url", "name", "queues", "concurrency", "allow_root")
         if (value := getattr(arguments, key)) is not None
     }
     log = {key: value for key in ("level", "format") if (value := getattr(arguments, f"log_{key}")) is not None}
@@ -115,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"edge-agent: {line}", file=sys.stderr)  # noqa: T201 -- logging is not configured yet
+        return EXIT_CONFIG
+    if os.geteuid() == 0 and not loaded.settings.allow_root:
+        print(f"edge-agent: {_AS_ROOT}", file=sys.stderr)  # noqa: T201 -- as above
         return EXIT_CONFIG
     journal = set_up_logging(loaded.settings.log)
     return run(loaded, read, journal)

@@ -44,7 +44,7 @@ ANNOUNCEMENT_SECONDS = 60.0
 
 _ENROLMENT = (
     "server_url", "name", "token_file", "allow_plain_http", "execution_api_url", "ca_file", "client_cert", "client_key",
-    "tls_server_name", "carrier",
+    "tls_server_name", "tls_pins", "carrier",
 )  # fmt: skip
 """Settings that are read when a server is taken up for the first time."""
 
@@ -91,7 +91,13 @@ def make_transport(settings: Settings) -> CarrierTransport:
     :raises TransportError: a file or variable for the connection cannot be used.
     """
     token = read_token(settings.token_file)
-    network = Network(settings.ca_file, settings.client_cert, settings.client_key, settings.tls_server_name)
+    network = Network(
+        settings.ca_file,
+        settings.client_cert,
+        settings.client_key,
+        settings.tls_server_name,
+        frozenset(settings.tls_pins),
+    )
     return CarrierTransport(settings.server_url, token, network, settings.carrier)
 
 

@@ -33,6 +33,10 @@ class CredentialRefused(TransportError):
     """The server does not know our token."""
 
 
+class Throttled(TransportError):
+    """The server has had enough of us for now, and says when to come again. It has not looked at what was sent."""
+
+
 class CarrierUnsupported(TransportError):
     """The server is there, but this kind of connection does not come through to it. Another kind may."""
 

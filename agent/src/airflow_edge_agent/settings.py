@@ -60,6 +60,13 @@ def _absolute(path: Path) -> Path:
         raise ValueError("'~' stands for no home directory here") from None
 
 
+def _fingerprint(text: str) -> str:
+    found = re.sub(r"^.*=", "", text.strip()).replace(":", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", found):
+        raise ValueError("is no SHA-256 fingerprint: 64 hexadecimal digits, with or without colons")
+    return found
+
+
 # The runner works in another directory than the daemon: both must mean the same place.
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
@@ -232,10 +239,15 @@ class Settings(BaseSettings):
     """Its key; PEM, without a password."""
     tls_server_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Name to ask for in TLS and to find in the server's certificate, if it is not that of ``server_url``."""
+    tls_pins: Annotated[list[Annotated[str, AfterValidator(_fingerprint)]], Field(max_length=10)] = []
+    """SHA-256 fingerprints of certificates: beside being trusted, the server must show one of them. For an old and a
+    new one, give both. `openssl x509 -noout -fingerprint -sha256 -in FILE` prints it."""
     carrier: CarrierPolicy = "auto"
     """How to talk to the server: over a WebSocket, over HTTP requests, or whichever works best."""
     allow_plain_http: bool = False
     """Allow ``http://`` to a server that is not this machine. The token is then readable on the way."""
+    allow_root: bool = False
+    """Allow the agent, and without a runner of another user all tasks, to run as root."""
     spool_max_mb: int = Field(default=500, ge=1, le=10_000_000)
     """Most log, in MiB, that is kept while the server cannot take it. Results are always kept."""
     drain: DrainSettings = DrainSettings()

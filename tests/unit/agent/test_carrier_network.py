@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import hashlib
+import socket
 import ssl
+import threading
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,3 +216,64 @@ def test_which_proxy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy_for("https://x.c.example") is None
     assert proxy_for("https://d.example:8443") is None
     assert proxy_for("https://d.example") == "https://proxy:2"
+
+
+async def fault(kind: Carrier, url: str, network: Network) -> str:
+    with pytest.raises(TransportError) as caught:
+        await talk(kind, url, network)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_server_with_nothing_newer_than_tls_1_1(carrier: Carrier, site: Site) -> None:
+    old = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    site.authority.issue_cert("127.0.0.1").configure_cert(old)
+    spoken: list[object] = []
+
+    def handshakes() -> None:
+        # Not by asyncio, which hangs up without sending the alert that other servers send.
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    spoken.append(old.wrap_socket(connection, server_side=True).version())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=handshakes)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            text = await fault(carrier, url, Network(ca_file=site.ca_file))
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            await asyncio.to_thread(thread.join)
+    assert "1.2 or newer" in text
+    assert spoken == []
+
+
+def test_whatever_the_system_allows_it_is_at_least_tls_1_2(site: Site) -> None:
+    tls = Network(ca_file=site.ca_file).tls
+    assert tls.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert (tls.verify_mode, tls.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+async def test_a_pinned_certificate(carrier: Carrier, site: Site) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate = site.authority.issue_cert("127.0.0.1")
+    certificate.configure_cert(tls)
+    der = ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())
+    pin = hashlib.sha256(der).hexdigest()
+    async with serve(site, tls) as port:
+        url = f"https://127.0.0.1:{port}"
+        await talk(carrier, url, Network(ca_file=site.ca_file, pins=frozenset({"0" * 64, pin})))
+        told = len(site.requests)
+        text = await fault(carrier, url, Network(ca_file=site.ca_file, pins=frozenset({"0" * 64})))
+        assert "none of those that are pinned" in text
+        assert pin in text
+        # A pin does not make a certificate trusted.
+        assert "not trusted" in await fault(carrier, url, Network(pins=frozenset({pin})))
+    assert len(site.requests) == told, "nothing was said to it"

@@ -52,7 +52,8 @@ class Site:
     def configure(self, more: str = "", *, enrolled: bool = True, operators: str = "nobody-at-all") -> None:
         server = f'server_url = "http://127.0.0.1:{self.port}"\n' if enrolled else ""
         self.config.write_text(
-            f'{server}name = "edge-1"\ntoken_file = "{self.token}"\nstate_dir = "{self.root}/state"\n'
+            f'{server}name = "edge-1"\nallow_root = true\ntoken_file = "{self.token}"\n'
+            f'state_dir = "{self.root}/state"\n'
             f'runtime_dir = "{self.root}/run"\nqueues = ["default"]\nconcurrency = 3\n{more}\n'
             f'[runner]\npython = "{sys.executable}"\n[control]\nsocket = "{self.socket}"\n'
             f'operator_group = "{operators}"\nread_group = "nogroup"\n'

@@ -175,7 +175,7 @@ async def test_a_busy_server_may_say_when_to_come_back(header: str, seconds: flo
     assert error.retry_after_seconds == seconds
 
 
-@pytest.mark.parametrize("status", [400, 403, 413, 429, 500, 502])
+@pytest.mark.parametrize("status", [400, 403, 413, 500, 502])
 async def test_any_other_status(status: int) -> None:
     assert f"answers {status} Because" in str(await fault_of(lambda _: Reply(status, "Because")))
 
@@ -326,3 +326,37 @@ def test_groups_stay_within_the_limits() -> None:
     assert max(len(group) for group in split) <= MAX_FRAMES
     assert max(len(encode_batch(list(group))) for group in split) <= MAX_BATCH_BYTES
     assert groups([], _MAX_SEND_BYTES) == []
+
+
+async def test_too_many_requests_are_made_again_when_the_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def no_pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    server = ScriptedServer()
+    api = AgentApi(server)
+    busy = 2
+
+    def misbehave(request: Request) -> Reply | None:
+        nonlocal busy
+        if b"accept" not in request.body or busy == 0:
+            return None
+        busy -= 1
+        return Reply(429, "Too Many Requests", {"retry-after": "7"})
+
+    api.misbehave = misbehave
+    async with serve(api) as port, transport_to(f"http://127.0.0.1:{port}") as transport:
+        link = await transport.connect(make_hello(), make_presence)
+        monkeypatch.setattr("airflow_edge_agent.adapters.http.asyncio.sleep", no_pause)
+        accept = Accept(job_id=new_id(), fence=1)
+        await link.send([accept])
+        await link.close()
+    assert server.received == [accept], "once, and the session goes on"
+    assert pauses.count(7.0) == 2
+
+
+async def test_too_many_requests_at_the_hello_end_with_the_time_to_come_again() -> None:
+    error = await fault_of(lambda _: Reply(429, "Too Many Requests", {"retry-after": "9"}))
+    assert error.retry_after_seconds == 9
+    assert "fewer requests" in str(error)

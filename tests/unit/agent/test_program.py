@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> Path:
     token.write_text(TOKEN)
     path = tmp_path / "agent.toml"
     path.write_text(
-        f'server_url = "http://127.0.0.1:{port}"\nname = "edge-1"\ntoken_file = "{token}"\n'
+        f'server_url = "http://127.0.0.1:{port}"\nallow_root = true\nname = "edge-1"\ntoken_file = "{token}"\n'
         f'state_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/state/r"\n[runner]\npython = "{sys.executable}"\n'
     )
     return path
@@ -250,3 +250,16 @@ def test_json() -> None:
 def test_levels() -> None:
     assert "details" in said("auto", io.StringIO(), "debug")
     assert said("auto", io.StringIO(), "error") == ""
+
+
+def test_it_does_not_run_as_root_without_being_told(environment: dict[str, str], config: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root is refused")
+    config.write_text(config.read_text().replace("allow_root = true\n", ""))
+    done = run(environment, "run", "--config", config)
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    assert "allow_root" in done.stderr
+    assert not (config.parent / "state").exists(), "nothing was begun"
+    with daemon(environment | {"EDGE_AGENT_ALLOW_ROOT": "true"}, config) as process:
+        wait_for_line(process, "edge agent starts")

@@ -146,6 +146,12 @@ async def test_retry_after_is_kept() -> None:
     assert error.retry_after_seconds == 7
 
 
+async def test_too_many_requests_are_no_reason_to_use_another_carrier() -> None:
+    error = await fault_of(Reply(429, "Too Many Requests", {"retry-after": "9"}))
+    assert not isinstance(error, CarrierUnsupported)
+    assert error.retry_after_seconds == 9
+
+
 async def test_a_redirect_is_not_followed() -> None:
     asked = []
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from airflow_edge_agent.ports import CredentialRefused, TransportError
+from airflow_edge_agent.ports import CredentialRefused, Throttled, TransportError
 
 _MAX_RETRY_AFTER_SECONDS = 300.0
 
+PIN_FAULT = "the server's certificate is none of those that are pinned"
+
 _UNAUTHORIZED = 401
+_TOO_MANY = 429
 _ABSENT = frozenset({404, 405})
 _REDIRECTS = range(300, 400)
 
@@ -36,7 +39,12 @@ def status_fault(
     if code in _REDIRECTS and location is not None:
         return TransportError(f"{url}: redirects to {location[:200]}; set server_url to where Airflow really is")
     words = f"{code} {reason}".strip()
-    error = TransportError(f"{url}: the server answers {words}; see the log of the api-server, or of a proxy before it")
+    if code == _TOO_MANY:
+        text = f"{url}: the server wants fewer requests or connections ({words}); see its bounds in [edge_agent]"
+        error: TransportError = Throttled(text)
+    else:
+        text = f"{url}: the server answers {words}; see the log of the api-server, or of a proxy before it"
+        error = TransportError(text)
     with contextlib.suppress(ValueError):
         after = float(retry_after or "0")
         # In this order "nan" becomes 0.
@@ -51,6 +59,12 @@ def not_ours(url: str, reason: str) -> TransportError:
 
 def tls_fault(url: str, text: str) -> TransportError | None:
     """Explain an error of the TLS layer by its text; ``None`` if it is none."""
+    if PIN_FAULT in text:
+        return TransportError(f"{url}: {text}; is something in between, or was the certificate renewed? See tls_pins")
+    if "PROTOCOL_VERSION" in text or "UNSUPPORTED_PROTOCOL" in text:
+        return TransportError(
+            f"{url}: the server, or a proxy before it, speaks no TLS of version 1.2 or newer; upgrade it ({text})"
+        )
     if "CERTIFICATE_VERIFY_FAILED" in text:
         reason = text.split("CERTIFICATE_VERIFY_FAILED]", 1)[-1].split(" (_ssl", 1)[0].strip()
         return TransportError(

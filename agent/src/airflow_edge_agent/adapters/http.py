@@ -7,6 +7,7 @@ can speak at any time. The *send* lane carries what happens here and is answered
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import httpx
 
@@ -23,7 +24,7 @@ from airflow_edge_agent.adapters.faults import (
     tls_fault,
 )
 from airflow_edge_agent.adapters.network import Network, proxy_for
-from airflow_edge_agent.ports import Presence, TransportError
+from airflow_edge_agent.ports import Presence, Throttled, TransportError
 from airflow_edge_agent.protocol import API_PREFIX, EXCHANGE_PATH
 from airflow_edge_agent.protocol.codec import FrameError, decode_batch, decode_server_frame, encode_batch
 from airflow_edge_agent.protocol.frames import (
@@ -40,6 +41,9 @@ _SLACK_SECONDS = 15.0
 
 _LEAST_POLL_SECONDS = 1.0
 """Least time between two polls if the first one brought nothing."""
+
+_PATIENT_TRIES = 5
+"""How often a request is made again that the server did not want to look at yet."""
 
 _MAX_SEND_BYTES = MAX_BATCH_BYTES // 4
 
@@ -84,10 +88,20 @@ class HttpTransport:
     async def exchange(
         self, frames: list[AgentFrame], session_id: str | None = None, wait_seconds: float = 0
     ) -> tuple[list[ServerFrame], str | None]:
-        """Make one request and return the answer's frames and session.
+        """Make one request and return the answer's frames and session. Within a session, wait if the server says so.
 
         :raises TransportError: as named by :func:`_translate`.
         """
+        for _ in range(_PATIENT_TRIES if session_id is not None else 0):
+            try:
+                return await self._exchange(frames, session_id, wait_seconds)
+            except Throttled as error:
+                await asyncio.sleep(max(error.retry_after_seconds, _LEAST_POLL_SECONDS))
+        return await self._exchange(frames, session_id, wait_seconds)
+
+    async def _exchange(
+        self, frames: list[AgentFrame], session_id: str | None, wait_seconds: float
+    ) -> tuple[list[ServerFrame], str | None]:
         outgoing: list[AnyFrame] = list(frames)
         body = encode_batch(outgoing, session_id=session_id, wait_seconds=wait_seconds)
         timeout = httpx.Timeout(wait_seconds + _SLACK_SECONDS, connect=10.0)
@@ -192,7 +206,7 @@ def _refusal(response: httpx.Response, url: str) -> TransportError:
 
 def _translate(error: Exception, url: str) -> TransportError:
     """Turn the HTTP library's exception into one line for the operator."""
-    text = str(error) or type(error).__name__
+    text = str(error) or _of_tls(error) or type(error).__name__
     explained = tls_fault(url, text)
     if explained is not None:
         return explained
@@ -207,3 +221,10 @@ def _translate(error: Exception, url: str) -> TransportError:
             return silent(url)
         case _:
             return broken(url, text)
+
+
+def _of_tls(error: BaseException | None) -> str:
+    """Return what the TLS layer said, where the library has lost it on the way."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return "" if error is None else str(error)

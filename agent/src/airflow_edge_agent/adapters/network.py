@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 import stat
@@ -12,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from airflow_edge_agent.adapters.faults import PIN_FAULT
 from airflow_edge_agent.ports import TransportError
 
 _PROXY_SCHEMES = ("http", "https")
@@ -25,6 +27,8 @@ class Network:
     client_cert: Path | None = None
     client_key: Path | None = None
     tls_server_name: str | None = None
+    pins: frozenset[str] = frozenset()
+    """SHA-256 of certificates, in hexadecimal: the server must show one of them. Empty: any that is trusted."""
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
@@ -33,6 +37,10 @@ class Network:
         :raises TransportError: one of the files cannot be used.
         """
         context = _ServerContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Whatever the system's OpenSSL is configured to put up with.
+        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+        if self.pins:
+            context.sslobject_class = _pinned(self.pins)
         context.server_name = self.tls_server_name
         try:
             if self.ca_file is None:
@@ -89,6 +97,19 @@ class _ServerContext(ssl.SSLContext):
     ) -> ssl.SSLObject:
         name = self.server_name or server_hostname
         return super().wrap_bio(incoming, outgoing, server_side, name, session)
+
+
+def _pinned(pins: frozenset[str]) -> type[ssl.SSLObject]:
+    """Return a kind of connection that ends its handshake only with one of these certificates."""
+
+    class Pinned(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            shown = hashlib.sha256(self.getpeercert(binary_form=True) or b"").hexdigest()
+            if shown not in pins:
+                raise ssl.SSLCertVerificationError(f"{PIN_FAULT} ({shown})")
+
+    return Pinned
 
 
 def proxy_for(url: str) -> str | None:

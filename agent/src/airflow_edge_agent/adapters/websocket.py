@@ -33,7 +33,14 @@ from airflow_edge_agent.adapters.faults import (
     tls_fault,
 )
 from airflow_edge_agent.adapters.network import Network, proxy_for
-from airflow_edge_agent.ports import CarrierUnsupported, CredentialRefused, Presence, ServerLeft, TransportError
+from airflow_edge_agent.ports import (
+    CarrierUnsupported,
+    CredentialRefused,
+    Presence,
+    ServerLeft,
+    Throttled,
+    TransportError,
+)
 from airflow_edge_agent.protocol import API_PREFIX, CHANNEL_PATH
 from airflow_edge_agent.protocol.codec import FrameError, decode_batch, decode_server_frame, encode_batch
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, AgentFrame, AnyFrame, Hello, ServerFrame, Welcome
@@ -158,7 +165,7 @@ class WebSocketTransport:
                     location=response.headers.get("location"),
                     retry_after=response.headers.get("retry-after"),
                 )
-                return fault if isinstance(fault, CredentialRefused) else _unsupported(fault)
+                return fault if isinstance(fault, CredentialRefused | Throttled) else _unsupported(fault)
             case ProxyError():
                 return proxy_fault(self._url, text)
         if not dialled:
