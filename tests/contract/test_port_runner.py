@@ -29,6 +29,7 @@ from airflow_edge_agent.ports import (
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
+    RunnerUnusable,
 )
 from airflow_edge_agent.protocol.frames import Offer, Usage
 from airflow_edge_agent.protocol.jobs import Outcome
@@ -457,8 +458,9 @@ async def test_a_problem_of_the_runtime_is_passed_on(directory: Path) -> None:
     hang_up.set()
     runner = real_runner(directory)
     assert await runner.reattach() == {job_id: 7}
-    event = await asyncio.wait_for(anext(runner.events()), SECONDS)
-    assert event == RunnerGone("no Task SDK", frozenset({job_id}))
+    events = runner.events()
+    assert await asyncio.wait_for(anext(events), SECONDS) == RunnerUnusable("no Task SDK")
+    assert await asyncio.wait_for(anext(events), SECONDS) == RunnerGone("no Task SDK", frozenset({job_id}))
     await runner.close()
     server.close()
 

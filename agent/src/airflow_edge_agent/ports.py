@@ -123,6 +123,13 @@ class RunnerRefused:
 
 
 @dataclass(frozen=True)
+class RunnerUnusable:
+    """The runner cannot work. Said before it refuses the jobs that waited for it, and before it goes."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
 class RunnerGone:
     """The runner's connection ended. ``problem``: why it cannot work, if it said so."""
 
@@ -131,7 +138,7 @@ class RunnerGone:
     """The jobs that this very runner had. Others may have gone to its successor already."""
 
 
-RunnerEvent = RunnerReady | RunnerNotRenewed | RunnerStarted | RunnerEnded | RunnerRefused | RunnerGone
+RunnerEvent = RunnerReady | RunnerNotRenewed | RunnerStarted | RunnerEnded | RunnerRefused | RunnerUnusable | RunnerGone
 
 
 class RunnerError(Exception):

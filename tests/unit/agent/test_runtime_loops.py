@@ -26,6 +26,7 @@ from airflow_edge_agent.ports import (
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
+    RunnerUnusable,
     ServerLeft,
     StoreError,
     TransportError,
@@ -509,6 +510,21 @@ async def test_what_the_runner_reports(
     ended = agent.core.jobs[job_id].ended
     assert ended is not None
     assert ended.outcome is outcome
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
+async def test_the_server_hears_of_an_unusable_runner_before_its_jobs_come_back(agent: Agent) -> None:
+    loop = asyncio.create_task(runner_loop(agent.pump, agent.runner, agent.store, agent.versions.update))
+    job_id = await bring_to(agent, Phase.STARTING)
+    agent.pump.outbox.clear()
+    agent.runner.report(RunnerUnusable("no Task SDK"))
+    agent.runner.report(RunnerRefused(job_id, "no Task SDK"))
+    await eventually(lambda: agent.core.jobs[job_id].phase is Phase.FINISHED)
+    said = await agent.pump.outbox.take()
+    first = next(frame for frame in said if isinstance(frame, Status))
+    assert first.problem == "no Task SDK"
+    assert said.index(first) < next(place for place, frame in enumerate(said) if isinstance(frame, Result))
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
 

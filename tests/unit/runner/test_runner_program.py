@@ -374,12 +374,19 @@ def test_no_lock_is_left_with_the_jobs_of_a_dead_runner(base: Path) -> None:
 
 def test_an_unusable_runtime_is_told_in_one_line(base: Path) -> None:
     program = Path(__file__).with_name("plain_runner.py")
-    env = {"PATH": os.environ["PATH"], "SLOW_START": "", "UNUSABLE": "1"}
+    gate = base / "gate"
+    env = {"PATH": os.environ["PATH"], "SLOW_START": str(gate), "UNUSABLE": "1"}
     runner = RunnerProcess(base, [sys.executable, str(program)], env, 60)
     try:
         with runner.connect() as client:
-            assert client.next(wire.Problem).detail == "nothing works here"
-            client.until_end()
+            job_id = client.run({"do": "nothing"})
+            gate.touch()
+            said = client.until_end()
+            # The problem first, or the job goes straight to the next runner, which has it as well.
+            assert said[-2:] == [
+                wire.Problem(detail="nothing works here"),
+                wire.Refused(job_id=job_id, detail="nothing works here"),
+            ]
         assert runner.wait() == 78
         assert runner.log == "edge-runner: nothing works here\n"
     finally:

@@ -29,6 +29,7 @@ from airflow_edge_agent.ports import (
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
+    RunnerUnusable,
 )
 from airflow_edge_agent.protocol.frames import Offer
 from airflow_edge_agent.protocol.limits import JobLimits
@@ -326,6 +327,7 @@ class SubprocessRunner:
                         self._current = None if self._current is connection else self._current
                     case "problem":
                         problem = str(message.get("detail"))
+                        self._events.put_nowait(RunnerUnusable(problem))
                     case "started":
                         self._events.put_nowait(RunnerStarted(str(message["job_id"]), int(message["pid"])))
                     case "finished":

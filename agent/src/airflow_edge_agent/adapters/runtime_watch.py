@@ -108,7 +108,9 @@ class RuntimeWatch:
         if standing is not None:
             wanted = self._changed() or not waits
         if not wanted:
-            return versions, standing
+            with self._lock:
+                # Not what stood at the beginning: a runner may have told of a problem since.
+                return versions, self._problem
         # Before the proof: what is mended while it runs is a change, too.
         before = self._fingerprint()
         problem = self._prove()

@@ -146,6 +146,9 @@ class Runner:
             self._end()
 
     def _end(self) -> None:
+        # The interpreter drops our handlers before it ends, and being told twice must not change the exit code.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         # First the name, so that a daemon that finds no socket starts the next runner at once.
         if self._leaving:
             self._setup.generation_path.unlink(missing_ok=True)
@@ -361,8 +364,9 @@ class Runner:
     def _give_up(self, detail: str) -> None:
         say(detail)
         self._read_what_waited()
-        self._refuse_waiting(detail)
+        # First the problem: who hears only that a job is refused gives it to the next runner.
         self._clients.broadcast(wire.Problem(detail=detail))
+        self._refuse_waiting(detail)
         deadline = time.monotonic() + _PROBLEM_SECONDS
         while not self._clients and not self._stopping and (left := deadline - time.monotonic()) > 0:
             self._serve(left)

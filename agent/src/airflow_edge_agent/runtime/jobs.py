@@ -21,6 +21,7 @@ from airflow_edge_agent.ports import (
     RunnerReady,
     RunnerRefused,
     RunnerStarted,
+    RunnerUnusable,
 )
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.pump import Pump
@@ -68,14 +69,15 @@ async def runner_loop(
                 pump.feed(replace(ended, log_bytes=store.log_size(job_id)))
             case RunnerRefused(job_id, detail):
                 pump.feed(JobEnded(job_id, Outcome.NOT_STARTED, detail=detail))
+            case RunnerUnusable(problem):
+                # The server must know before the first job goes back, or it offers that job to us again at once.
+                pump.on_runner_problem(problem)
+                pump.feed(RuntimeChecked(problem))
             case RunnerGone(problem, jobs):
                 _runner_gone(pump, store, problem, jobs)
 
 
 def _runner_gone(pump: Pump, store: JobStore, problem: str | None, jobs: frozenset[str]) -> None:
-    if problem is not None:
-        pump.on_runner_problem(problem)
-        pump.feed(RuntimeChecked(problem))
     for job in [job for job in pump.core.jobs.values() if job.job_id in jobs]:
         if job.phase is Phase.STARTING and not store.handed_over(job.job_id):
             fallback = JobEnded(job.job_id, Outcome.NOT_STARTED, detail=problem or "the runner ended before its start")
