@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
@@ -106,6 +106,7 @@ def test_a_task_that_asks_for_nothing(config: Any) -> None:
         optional={name: st.text(max_size=12) | st.integers() | st.floats() for name in LimitSettings.model_fields},
     )
 )
+@example({"\n": None})
 def test_whatever_a_dag_says_there_are_limits_or_one_clear_fault(asked: Any) -> None:
     try:
         limits = read_executor_config({"edge_agent": asked})

@@ -152,6 +152,6 @@ def _explain(fault: Any) -> str:
     if fault["type"] in ("extra_forbidden", "invalid_key"):
         known = list(LimitSettings.model_fields)
         close = difflib.get_close_matches(name, known, n=1)
-        return f"'{name}' is no limit; " + (f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}")
+        return f"{name!r} is no limit; " + (f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}")
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"'{name}': {message}" if name else message
+    return f"{name!r}: {message}" if name else message
