@@ -10,13 +10,12 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import EnvSettingsSource, SettingsError
 
 from airflow_edge_agent.settings import ENV_PREFIX, Settings
 
@@ -105,12 +104,36 @@ def load_settings(config: Path | None, overrides: dict[str, Any]) -> Settings:
     return load(config, overrides).settings
 
 
-def load(config: Path | None, overrides: dict[str, Any], *, unenrolled: bool = False) -> Loaded:
+def from_environment() -> dict[str, Any]:
+    """Read the ``EDGE_AGENT_*`` variables.
+
+    :raises ConfigError: one of them cannot be used.
+    """
+    # Here, because it takes 1.2 MB, and the daemon has this read in a process of its own.
+    from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError  # noqa: PLC0415
+
+    class Variables(Settings, BaseSettings):
+        model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    try:
+        return EnvSettingsSource(Variables)()
+    except SettingsError as error:
+        raise ConfigError(f"{ENV_PREFIX}* variables: {error}; lists and tables are given as JSON") from None
+
+
+def load(
+    config: Path | None,
+    overrides: dict[str, Any],
+    *,
+    unenrolled: bool = False,
+    variables: Callable[[], dict[str, Any]] = from_environment,
+) -> Loaded:
     """Read the configuration with the origins of its values.
 
     :param config: the file; ``None``: the default one, which may be missing. ``conf.d`` is looked for beside it.
     :param overrides: flags, by setting name; they win over everything.
     :param unenrolled: whether the address of the server may be missing.
+    :param variables: reads what the environment says.
     :raises ConfigError: with all faults, a line each.
     """
     path = config or DEFAULT_CONFIG
@@ -120,7 +143,7 @@ def load(config: Path | None, overrides: dict[str, Any], *, unenrolled: bool = F
     for file in files:
         merged.put(_read(file), lambda _, file=file: str(file))
     _refuse_unknown_variables()
-    merged.put(_from_environment(), _variable)
+    merged.put(variables(), _variable)
     merged.put(overrides, _flag)
     enrolled = "server_url" in merged.values
     values = merged.values if enrolled or not unenrolled else merged.values | {"server_url": UNENROLLED_URL}
@@ -164,13 +187,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: no valid TOML: nested too deeply") from None
-
-
-def _from_environment() -> dict[str, Any]:
-    try:
-        return EnvSettingsSource(Settings, env_prefix=ENV_PREFIX, env_nested_delimiter="__")()
-    except SettingsError as error:
-        raise ConfigError(f"{ENV_PREFIX}* variables: {error}; lists and tables are given as JSON") from None
 
 
 def _variable(path: Path_) -> str:

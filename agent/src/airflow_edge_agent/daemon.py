@@ -230,6 +230,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         )
 
     def answer(request: dict[str, Any], caller: Caller) -> AsyncIterator[dict[str, Any]]:
+        pump.stirred.set()
         return control()(request, caller)
 
     listener = ControlListener(

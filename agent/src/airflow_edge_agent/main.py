@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_edge_agent import __version__
-from airflow_edge_agent.lazily import stay_small
+from airflow_edge_agent.lazily import in_a_child, stay_small
 
 EXIT_USAGE = 64
 EXIT_CONFIG = 78
@@ -106,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return announce(arguments.unit, arguments.socket)
     stay_small()
     # Only now: --help and --version answer without loading everything.
-    from airflow_edge_agent.configuration import ConfigError, Loaded, load  # noqa: PLC0415
-    from airflow_edge_agent.daemon import run  # noqa: PLC0415
-    from airflow_edge_agent.operations import set_up_logging  # noqa: PLC0415
+    from airflow_edge_agent.configuration import ConfigError, Loaded, from_environment, load  # noqa: PLC0415
 
     given = {
         key: value
@@ -119,8 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Under a service manager the agent waits for `edgectl enroll`; anybody else would wait for nothing.
     unenrolled = bool(os.environ.get("NOTIFY_SOCKET"))
 
+    # Once: they do not change, and a child can be had only as long as there are no threads.
+    variables = functools.cache(lambda: in_a_child(from_environment))
+
     def read() -> Loaded:
-        return load(arguments.config, given | ({"log": log} if log else {}), unenrolled=unenrolled)
+        flags = given | ({"log": log} if log else {})
+        return load(arguments.config, flags, unenrolled=unenrolled, variables=variables)
 
     try:
         loaded = read()
@@ -131,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.geteuid() == 0 and not loaded.settings.allow_root:
         print(f"edge-agent: {_AS_ROOT}", file=sys.stderr)  # noqa: T201 -- as above
         return EXIT_CONFIG
+    from airflow_edge_agent.daemon import run  # noqa: PLC0415
+    from airflow_edge_agent.operations import set_up_logging  # noqa: PLC0415
+
     journal = set_up_logging(loaded.settings.log)
     return run(loaded, read, journal)
 

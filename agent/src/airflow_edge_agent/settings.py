@@ -19,7 +19,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from airflow_edge_agent.core.carrier import CarrierPolicy
 from airflow_edge_agent.core.limits import LimitRules
@@ -210,10 +209,10 @@ class CustomMetric(_Section):
 CustomName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,60}$")]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of the agent."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     server_url: str
     """Airflow's base URL, e.g. ``https://airflow.example.com``."""
@@ -261,19 +260,6 @@ class Settings(BaseSettings):
     health: HealthSettings = HealthSettings()
     custom_metrics: Annotated[dict[CustomName, CustomMetric], Field(max_length=20)] = {}
     """Commands by name, e.g. ``[custom_metrics.ups]``."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take what is given and nothing else: files and variables are merged before, so that origins are known."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ def loaded(more: str) -> list[str]:
 
 
 def test_an_import_loads_nothing() -> None:
-    assert loaded("import urllib.request, zipfile\nimport urllib.request") == []
+    assert loaded("import urllib.request, bz2\nimport urllib.request") == []
 
 
 @pytest.mark.parametrize(
@@ -39,15 +40,55 @@ def test_a_use_loads_all_of_it(use: str) -> None:
     assert "urllib.request" in loaded(use)
 
 
+def test_a_function_that_is_only_taken_out_loads_nothing_until_it_is_called() -> None:
+    taken = "from importlib.metadata import entry_points"
+    assert loaded(f"{taken}; import pydantic") == []
+    for use in (
+        f"{taken}; assert entry_points(group='console_scripts')",
+        "from importlib.metadata import version; assert version('pydantic')",
+        f"{taken}; import importlib.metadata as m; m.distribution('pydantic'); assert not entry_points(group='no')",
+    ):
+        assert "importlib.metadata" in loaded(use), use
+
+
 def test_what_does_not_exist_is_said_as_ever() -> None:
-    assert loaded("import zipfile\ntry: zipfile.nothing\nexcept AttributeError: pass") == ["zipfile"]
+    assert loaded("import bz2\ntry: bz2.nothing\nexcept AttributeError: pass") == ["bz2"]
 
 
 def test_the_daemon_and_its_websocket_do_without() -> None:
     program = (
         "from airflow_edge_agent.lazily import stay_small; stay_small()\n"
         "import sys, airflow_edge_agent.daemon, airflow_edge_agent.adapters.websocket, websockets.asyncio.client\n"
-        "print('http.client' in sys.modules, 'httpx' in sys.modules)"
+        "print([n for n in ('http.client', 'httpx', 'email', 'pydantic_settings') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
+    assert done.stdout == "[]\n"
+
+
+_CHILD = """
+import os, sys
+from airflow_edge_agent.configuration import ConfigError, from_environment
+from airflow_edge_agent.lazily import in_a_child
+def work():
+    {work}
+try:
+    print(in_a_child(work))
+except ConfigError as error:
+    print("ConfigError:", error)
+print("pydantic_settings" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        ("return from_environment()", "{'runner': {'idle_seconds': '7'}}"),
+        ("raise ConfigError('mend it')", "ConfigError: mend it"),
+        ("return 'here' if os.getpid() == parent else os._exit(1)", "here"),
+    ],
+)
+def test_what_a_child_loads_goes_with_it(work: str, told: str) -> None:
+    program = "import os; parent = os.getpid()\n" + _CHILD.format(work=work)
+    environment = {"PATH": os.environ["PATH"], "EDGE_AGENT_RUNNER__IDLE_SECONDS": "7"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{told}\nFalse\n"

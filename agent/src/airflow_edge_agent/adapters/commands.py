@@ -8,13 +8,14 @@ import json
 import os
 import signal
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 MAX_OUTPUT_BYTES = 8 * 1024
 
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "HOME")
 
-_json: TypeAdapter[JsonValue] = TypeAdapter(JsonValue)
+_when_used = ConfigDict(defer_build=True)
+_json: TypeAdapter[JsonValue] = TypeAdapter(JsonValue, config=_when_used)
 
 
 async def run_json(command: list[str], timeout_seconds: float) -> JsonValue:

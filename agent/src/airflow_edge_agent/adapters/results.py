@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.protocol.frames import Bytes, Seconds, Usage
@@ -13,13 +13,16 @@ from airflow_edge_agent.protocol.jobs import Outcome
 _DETAIL_CHARACTERS = 2_000
 
 _V = TypeVar("_V")
-_seconds: TypeAdapter[float] = TypeAdapter(Seconds)
-_bytes: TypeAdapter[int] = TypeAdapter(Bytes)
-_exit_code: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=-(2**31), le=2**31 - 1)])
+_when_used = ConfigDict(defer_build=True)
+_seconds: TypeAdapter[float] = TypeAdapter(Seconds, config=_when_used)
+_bytes: TypeAdapter[int] = TypeAdapter(Bytes, config=_when_used)
+_exit_code: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=-(2**31), le=2**31 - 1)], config=_when_used)
 
 
 class ResultRecord(BaseModel):
     """What ``result.json`` holds."""
+
+    model_config = _when_used
 
     outcome: Outcome
     exit_code: int | None = None

@@ -28,8 +28,11 @@ from airflow_edge_agent.runtime.pump import Pump
 
 log = structlog.get_logger()
 
-IDLE_SECONDS = 3.0
-"""How long without jobs counts as idle."""
+IDLE_SECONDS = 20.0
+"""How long without anything to do counts as idle: longer than the start, with its proof of the task runtime, takes."""
+
+THRIFT_SECONDS = 60.0
+"""Least time between two times at which memory is given back: it costs some milliseconds of CPU."""
 
 BACKLOG_BYTES = 1024 * 1024
 """How much unsent log of a job is worth a note on disk."""
@@ -123,6 +126,7 @@ async def runtime_loop(pump: Pump, check: Callable[..., str | None], wake: async
     # By then a busy agent has had its first job, and a runner that works is proof enough.
     await _sleep(PROOF_SECONDS, wake)
     pump.feed(RuntimeChecked(await asyncio.to_thread(check, prove=True)))
+    pump.stirred.set()
     while True:
         await _sleep(RECHECK_SECONDS, wake)
         if pump.core.problem is not None or pump.core.connected is False:
@@ -136,13 +140,14 @@ async def _sleep(seconds: float, wake: asyncio.Event) -> None:
 
 
 async def thrift_loop(pump: Pump, give_back: Callable[[], None]) -> None:
-    """When the agent has become idle, give back the memory that work or start-up has left free."""
+    """When the agent has become idle, give back the memory that start-up, a job or a request has left free."""
     while True:
-        await pump.idle.wait()
-        await asyncio.sleep(IDLE_SECONDS)
-        if pump.idle.is_set():
-            give_back()
-            await pump.busy.wait()
+        await pump.stirred.wait()
+        while pump.stirred.is_set() or pump.busy.is_set():
+            pump.stirred.clear()
+            await asyncio.sleep(IDLE_SECONDS)
+        give_back()
+        await asyncio.sleep(THRIFT_SECONDS)
 
 
 async def renew_if_changed(runner: Runner) -> bool:

@@ -62,8 +62,9 @@ class Pump:
         self.outbox = Outbox()
         self.busy = asyncio.Event()
         """Set while there are jobs or a stop is under way: while time matters to the core."""
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self.stirred = asyncio.Event()
+        """Set when something was done that may have left memory free."""
+        self.stirred.set()
         self.on_runner_problem: Callable[[str], None] = lambda _: None
         """Hears why the runner could not work with the task runtime."""
         self._store = store
@@ -83,10 +84,9 @@ class Pump:
             self._do(instruction)
         if self.core.jobs or self.core.stopping:
             self.busy.set()
-            self.idle.clear()
+            self.stirred.set()
         else:
             self.busy.clear()
-            self.idle.set()
 
     @property
     def quiet(self) -> bool:
