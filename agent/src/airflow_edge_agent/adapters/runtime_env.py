@@ -6,7 +6,10 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS
 from airflow_edge_agent.settings import Settings
@@ -56,14 +59,19 @@ def bundle_config(settings: Settings) -> str:
     return json.dumps(bundles)
 
 
-def check_runtime(python: Path) -> tuple[dict[str, str], str | None]:
+def check_runtime(
+    python: Path, identity: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, str], str | None]:
     """Look at the task runtime without loading it.
+
+    :param identity: as whom, in the words of :class:`subprocess.Popen`; by default as ourselves.
 
     :return: the versions of ``task_sdk`` and, if it is there, ``airflow``; and the problem, if any, in one line.
     """
     try:
         answer = subprocess.run(  # noqa: S603 -- the Python is the operator's choice
             [str(python), "-I", "-c", _PROBE],
+            **identity,
             capture_output=True,
             text=True,
             errors="replace",

@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from airflow_edge_agent.adapters.runtime_env import check_runtime
 
@@ -51,14 +53,21 @@ class RuntimeWatch:
     :param python: its Python.
     :param environment: what the runner gets, too.
     :param clock: monotonic seconds.
+    :param identity: as whom to run it, in the words of :class:`subprocess.Popen`; by default as ourselves.
     """
 
     def __init__(
-        self, python: Path, environment: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic
+        self,
+        python: Path,
+        environment: Mapping[str, str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        identity: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._python = python
         self._environment = dict(environment)
         self._clock = clock
+        self._identity = identity
         # Checks run in a thread, what the runner says comes from the event loop.
         self._lock = threading.Lock()
         self._proven = False
@@ -99,7 +108,7 @@ class RuntimeWatch:
             as soon as something in the runtime has changed, and from time to time.
         :return: the versions that can be told, as :func:`check_runtime` does, and the problem, if there is one.
         """
-        versions, problem = check_runtime(self._python)
+        versions, problem = check_runtime(self._python, self._identity)
         if problem is not None:
             return {}, problem
         with self._lock:
@@ -148,6 +157,8 @@ class RuntimeWatch:
 
     def _prove(self) -> str | None:
         with tempfile.TemporaryDirectory(prefix="edge-agent-") as home:
+            if self._identity:
+                os.chown(home, self._identity["user"], self._identity["group"])
             # Airflow writes into its home as soon as it is imported, and the real one may be another user's.
             done = self._run(_PROOF, seconds=_PROOF_SECONDS, AIRFLOW_HOME=home)
         if done is None:
@@ -162,6 +173,7 @@ class RuntimeWatch:
         try:
             return subprocess.run(  # noqa: S603 -- the Python is the operator's choice
                 [str(self._python), "-P", "-c", code],
+                **self._identity,
                 env=self._environment | variables,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_edge_agent.adapters.runtime_env import check_runtime
+from airflow_edge_agent.adapters.runtime_env import task_environment
+from airflow_edge_agent.adapters.runtime_watch import RuntimeWatch
 from airflow_edge_agent.ctl.doctor import Check, Scene
+from airflow_edge_agent.protocol.versions import runtime_mismatch
 
 TASK_USER = "edge-task"
 RUNNER_UNIT = "edge-runner.service"
@@ -23,13 +25,21 @@ SECONDS = 10
 
 
 def runtime(scene: Scene) -> Iterator[Check]:
-    """Look for the task runtime."""
-    python = scene.loaded.settings.runner.python
-    found, problem = check_runtime(python)
+    """Load the task runtime as tasks do, and compare it with the server."""
+    settings = scene.loaded.settings
+    python = settings.runner.python
+    # Never as root: what is installed there may be the task user's own.
+    identity: dict[str, Any] = {}
+    if os.geteuid() == 0 and (user := _task_user()) is not None:
+        identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    found, problem = RuntimeWatch(python, task_environment(settings), identity=identity).check(prove=True)
     if problem is not None:
         yield Check("task runtime", "fail", problem, "install airflow-edge-runtime, or set runner.python")
     else:
-        yield Check("task runtime", "ok", f"Task SDK {found['task_sdk']}, {python}")
+        yield Check("task runtime", "ok", f"loads, Task SDK {found['task_sdk']}, {python}")
+    server = scene.status.get("airflow_version")
+    if server is not None and (mismatch := runtime_mismatch(**{"airflow": None, **found}, server=server)) is not None:
+        yield Check("versions", "warn", mismatch, "install the Task SDK of the server's Airflow in the task runtime")
 
 
 def bundles(scene: Scene) -> Iterator[Check]:
@@ -39,10 +49,10 @@ def bundles(scene: Scene) -> Iterator[Check]:
         yield Check("bundles", "warn", "none is configured: no task of a Dag can run",
                     "add [bundles.NAME] with path, NAME as Airflow knows it")  # fmt: skip
         return
-    try:
-        user = pwd.getpwnam(TASK_USER)
+    user = _task_user()
+    if user is not None:
         who, uid, groups = TASK_USER, user.pw_uid, set(os.getgrouplist(TASK_USER, user.pw_gid))
-    except KeyError:
+    else:
         who, uid, groups = "this user", os.geteuid(), {os.getegid(), *os.getgroups()}
     for name, path in paths.items():
         barrier = unreadable(path, uid, groups)
@@ -51,6 +61,13 @@ def bundles(scene: Scene) -> Iterator[Check]:
         else:
             yield Check("bundles", "fail", f"{name}: {barrier} cannot be read by {who}",
                         f"give it read and search permission there, e.g. chmod o+rX {barrier}")  # fmt: skip
+
+
+def _task_user() -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(TASK_USER)
+    except KeyError:
+        return None
 
 
 def unreadable(path: Path, uid: int, groups: set[int]) -> Path | None:

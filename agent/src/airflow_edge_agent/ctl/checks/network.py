@@ -190,8 +190,7 @@ def api(scene: Scene) -> Iterator[Check]:
                     "install airflow-edge-server on the server, set [edge_agent] api_enabled = True")  # fmt: skip
         return
     elif answer.is_success:
-        queues = ", ".join(scene.status.get("queues") or settings.queues)
-        yield Check("token", "ok", f"the server takes it; serves the queues {queues}")
+        yield Check("token", "ok", "the server takes it")
     else:
         yield Check("agent API", "fail", f"{url}: HTTP {answer.status_code}", "the server's log says why")
     yield from _clock(scene, moment)
@@ -225,6 +224,22 @@ def carrier(scene: Scene) -> Iterator[Check]:
         yield Check("carrier", "ok", str(used))
 
 
+def queues(scene: Scene) -> Iterator[Check]:
+    """Look for what the token is good for: as whom, and for which queues, as the server has told the daemon."""
+    if scene.facts is None or not scene.loaded.enrolled:
+        return
+    name, asked = str(scene.status["name"]), ", ".join(scene.status["queues"])
+    # A server that grants no queues one by one tells of none.
+    refused = scene.status.get("refused_queues") or []
+    if not scene.status["connected"]:
+        yield Check("queues", "skip", f"{name} wants {asked}; what it may serve, the server says when it is connected")
+    elif refused:
+        yield Check("queues", "warn", f"the server does not let {name} serve {', '.join(refused)}",
+                    "take them out of queues, or have them granted at the server")  # fmt: skip
+    else:
+        yield Check("queues", "ok", f"the token is {name}'s; it serves {asked}")
+
+
 def timeouts(scene: Scene) -> Iterator[Check]:
     """Look whether the times of agent, server and service manager fit together."""
     if scene.facts is None:
@@ -243,4 +258,4 @@ def timeouts(scene: Scene) -> Iterator[Check]:
         yield Check("time-outs", "ok", f"heartbeat {beat:g} s, watchdog {f'{dog:g} s' if dog else 'none'}")
 
 
-CHECKS = (enrolment, dns, tls, proxies, api, carrier, timeouts)
+CHECKS = (enrolment, dns, tls, proxies, api, queues, carrier, timeouts)
