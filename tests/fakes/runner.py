@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Literal
 
 from airflow_edge_agent.ports import (
@@ -27,6 +28,7 @@ class MemoryRunner:
         self.fault: RunnerError | None = None
         self.offers: dict[str, Offer] = {}
         self.servers: list[str] = []
+        self.relays: list[Path | None] = []
         self.limits: dict[str, JobLimits | None] = {}
         self.signals: list[tuple[str, str]] = []
         self.closed = False
@@ -52,12 +54,15 @@ class MemoryRunner:
         await asyncio.sleep(0)
         return dict(self._left_behind)
 
-    async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
+    async def start(
+        self, offer: Offer, server: str, limits: JobLimits | None = None, relay: Path | None = None
+    ) -> None:
         await asyncio.sleep(0)
         if self.fault is not None:
             raise self.fault
         self.offers[offer.job_id] = offer
         self.servers.append(server)
+        self.relays.append(relay)
         self.limits[offer.job_id] = limits
         if self._automatic:
             if not self._ready:

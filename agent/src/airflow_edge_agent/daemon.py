@@ -29,12 +29,14 @@ from airflow_edge_agent.adapters.files import (
     boot_identity,
     check_socket_path,
     make_private_dir,
+    relay_key,
 )
 from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS, DirectoryJobStore
 from airflow_edge_agent.adapters.maintenance_file import MaintenanceFile
 from airflow_edge_agent.adapters.memory import give_back_memory
 from airflow_edge_agent.adapters.metrics import PsutilProbe
 from airflow_edge_agent.adapters.notify import SystemdNotifier
+from airflow_edge_agent.adapters.relay_socket import RelayListener
 from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import task_environment
 from airflow_edge_agent.adapters.runtime_watch import RuntimeWatch
@@ -60,6 +62,7 @@ from airflow_edge_agent.runtime.jobs import recover, runner_loop, runtime_loop, 
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.logging import SendEntry
 from airflow_edge_agent.runtime.pump import Pump
+from airflow_edge_agent.runtime.relay import Relay
 from airflow_edge_agent.runtime.reports import NOT_ENROLLED, Person, Reporter
 from airflow_edge_agent.runtime.service import status_loop
 from airflow_edge_agent.runtime.tasklog import TaskLogs
@@ -181,6 +184,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
             queues=list(core.limits.queues),
             concurrency=core.limits.concurrency,
             state=core.state,
+            execution_api=settings.execution_api,
             jobs=core.held_jobs(),
         )
 
@@ -239,6 +243,10 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         operator_group=settings.control.operator_group,
         handler=answer,
     )
+    relay = Relay(pump, enrolment, settings.relay_socket, relay_key(settings.state_dir))
+    pump.access = relay.access
+    # Also where new jobs are not relayed: those of an earlier run of the daemon may be.
+    relay_listener = RelayListener(settings.relay_socket, users=runner.users, handler=relay.handle)
     reloads: set[asyncio.Task[object]] = set()
 
     def reload() -> None:
@@ -276,6 +284,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         loops["watchdog"] = Watchdog(progress, notifier, notifier.watchdog_seconds, shouting(journal)).run()
     try:
         await listener.open()
+        await relay_listener.open()
         _remember(pump, maintenance)
         await recover(pump, runner, store, identity.boot_id)
         fault = await operations.enroll()
@@ -291,6 +300,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
             unused.close()
         await listener.close()
         await pump.settle()
+        await relay_listener.close()
         await runner.close()
         await enrolment.close()
     log.info("edge agent ends", edge_event="agent_ended")

@@ -6,8 +6,11 @@ exceptions into the ones below: here it is decided, once, what can be waited out
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from airflow_edge_agent.core.events import JobEnded
@@ -27,6 +30,10 @@ class TransportError(Exception):
     """
 
     retry_after_seconds: float = 0.0
+
+
+class NotReached(TransportError):
+    """Nothing was sent: there was no connection to the server."""
 
 
 class CredentialRefused(TransportError):
@@ -79,6 +86,62 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Release what the transport holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayCall:
+    """What a job asks of Airflow's Execution API."""
+
+    method: str
+    target: bytes
+    """Path and query, as they came."""
+    headers: list[tuple[bytes, bytes]]
+    """Names in lower case."""
+    body: bytes | AsyncIterator[bytes]
+    """A long one comes in pieces, and can be read once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReply:
+    """What it is answered."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: AsyncIterator[bytes]
+
+    @classmethod
+    def plain(cls, status: int, message: str = "", **headers: str) -> RelayReply:
+        """Make an answer of our own, as the Execution API words its errors."""
+        text = json.dumps({"detail": {"reason": "relay", "message": message}}).encode() if message else b""
+        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        if text:
+            given.append((b"content-type", b"application/json"))
+        if status != _NO_CONTENT:
+            given.append((b"content-length", b"%d" % len(text)))
+        return cls(status, given, _once(text))
+
+
+_NO_CONTENT = 204
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    if data:
+        yield data
+
+
+RelayHandler = Callable[[RelayCall], AbstractAsyncContextManager[RelayReply]]
+"""Answers a job's call; what the answer holds open is closed at the end of the context."""
+
+
+class ExecutionApi(Protocol):
+    """The way to Airflow's Execution API through the agent API."""
+
+    def relay(self, job_id: str, fence: int, call: RelayCall) -> AbstractAsyncContextManager[RelayReply]:
+        """Pass a call on, with our own credential; its target is a path below the Execution API.
+
+        :raises TransportError: no answer came from there. Nobody knows whether the call was acted upon, unless it is a
+            :class:`NotReached`.
+        """
 
 
 @dataclass(frozen=True)
@@ -151,11 +214,14 @@ class Runner(Protocol):
     async def reattach(self) -> dict[str, int]:
         """Connect to a runner that an earlier daemon left, if there is one; return its jobs and their pids."""
 
-    async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
+    async def start(
+        self, offer: Offer, server: str, limits: JobLimits | None = None, relay: Path | None = None
+    ) -> None:
         """Hand over a job, starting the runner if it is not there.
 
         :param server: base URL of Airflow's Execution API.
         :param limits: what the job may use; ``None``: as much as there is.
+        :param relay: socket through which the job reaches the Execution API; ``None``: not through us.
         :raises RunnerError: it could not be handed over; nothing of it ran.
         """
 

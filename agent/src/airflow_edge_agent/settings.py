@@ -228,8 +228,11 @@ class Settings(BaseModel):
     """Jobs, identity, bundles. Default: ``/var/lib/airflow-edge-agent``, or below ``~/.local/state`` for a user."""
     runtime_dir: AbsolutePath | None = Field(default_factory=_default_runtime_dir)
     """For sockets; a short path. Default: ``run`` below ``state_dir``; under systemd the unit's runtime directory."""
+    execution_api: Literal["relay", "direct"] = "relay"
+    """How tasks reach Airflow's Execution API: through this agent, if the server agrees, or by themselves."""
     execution_api_url: str | None = None
-    """Airflow's Execution API as tasks reach it; by default what the server says, else below ``server_url``."""
+    """Airflow's Execution API for tasks that are not relayed; by default what the server says, else below
+    ``server_url``."""
     ca_file: AbsolutePath | None = None
     """Certificates to trust instead of the system's."""
     client_cert: AbsolutePath | None = None
@@ -322,6 +325,11 @@ class Settings(BaseModel):
     def runner_socket(self) -> Path:
         """Where the runner listens."""
         return self.runner.socket or self.run_dir / "runner.sock"
+
+    @property
+    def relay_socket(self) -> Path:
+        """Where jobs find Airflow's Execution API, if they are relayed."""
+        return self.run_dir / "execution.sock"
 
     @property
     def control_socket(self) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
+import sys
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
     from airflow.api_fastapi.auth.tokens import JWTGenerator
     from fastapi import Request
+    from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +56,64 @@ def mint_token(ti_id: str) -> str:
 
     :raises airflow.exceptions.AirflowConfigException: when ``[api_auth]`` has no key to sign with.
     """
-    generator, valid_for = _generator()
-    return str(generator.generate(extras={"sub": ti_id, "scope": "workload"}, valid_for=valid_for))
+    _, valid_for = _generator()
+    return sign_token(ti_id, "workload", valid_for=valid_for)
+
+
+def sign_token(subject: str, scope: str, *, valid_for: float) -> str:
+    """Return a token of the Execution API.
+
+    :param scope: ``workload`` or ``execution``.
+    :param valid_for: seconds.
+    :raises airflow.exceptions.AirflowConfigException: when ``[api_auth]`` has no key to sign with.
+    """
+    generator, _ = _generator()
+    return str(generator.generate(extras={"sub": subject, "scope": scope}, valid_for=valid_for))
+
+
+class ExecutionApi:
+    """Airflow's Execution API, called in process.
+
+    It is the app that this api-server has mounted. One that serves other parts only (``--apps core``) gets an app of
+    its own with the first call.
+    """
+
+    def __init__(self) -> None:
+        self._app: Any = None
+        self._own: AsyncExitStack | None = None
+        self._making = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, with a path below the Execution API's own prefix."""
+        app = self._app or await self._find()
+        await app(scope, receive, send)
+
+    async def close(self) -> None:
+        """End the app if it is our own."""
+        if self._own is not None:
+            await self._own.aclose()
+
+    async def _find(self) -> Any:
+        async with self._making:
+            if self._app is None:
+                self._app = _mounted_execution_app() or await self._make()
+            return self._app
+
+    async def _make(self) -> Any:
+        from airflow.api_fastapi.common.dagbag import create_dag_bag  # noqa: PLC0415  as all in here
+        from airflow.api_fastapi.execution_api.app import create_task_execution_api_app  # noqa: PLC0415  as above
+
+        app = await asyncio.to_thread(create_task_execution_api_app)
+        app.state.dag_bag = create_dag_bag()
+        self._own = AsyncExitStack()
+        await self._own.enter_async_context(app.router.lifespan_context(app))
+        return app
+
+
+def _mounted_execution_app() -> Any:
+    main = sys.modules.get("airflow.api_fastapi.main")
+    routes = main.app.routes if main is not None else ()
+    return next((route.app for route in routes if getattr(route, "path", None) == "/execution"), None)
 
 
 def task_key(executor: Any, ti: Any, **known: Any) -> Hashable:

@@ -10,6 +10,8 @@ from airflow.exceptions import AirflowConfigException
 
 SECTION = "edge_agent"
 
+EXECUTION_APIS = ("relay", "direct")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -30,6 +32,7 @@ class Settings:
     wrong_credentials_per_minute: float = 60.0
     log_max_bytes: int = 200 * 2**20
     """Most log of one job that is stored; 0: all."""
+    execution_api: str = "relay"
 
 
 def load(source: Any = conf) -> Settings:
@@ -55,7 +58,12 @@ def load(source: Any = conf) -> Settings:
         agent_requests_per_second=_number(source, "agent_requests_per_second", 100, 0, 100_000),
         wrong_credentials_per_minute=_number(source, "wrong_credentials_per_minute", 60, 0, 1_000_000),
         log_max_bytes=int(_number(source, "log_max_mb", 200, 0, 1_000_000) * 2**20),
+        execution_api=str(source.get(SECTION, "execution_api", fallback="relay")).strip(),
     )
+    if settings.execution_api not in EXECUTION_APIS:
+        raise AirflowConfigException(
+            f"[{SECTION}] execution_api must be one of {', '.join(EXECUTION_APIS)}, got {settings.execution_api!r}"
+        )
     if settings.agent_timeout_seconds <= settings.heartbeat_seconds:
         raise AirflowConfigException(
             f"[{SECTION}] agent_timeout ({settings.agent_timeout_seconds:g}) must be longer than "

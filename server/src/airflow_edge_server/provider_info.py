@@ -113,12 +113,20 @@ def get_provider_info() -> dict[str, Any]:
                         "Most log of one job, in MiB, that is kept in the metadata database. A line at its end says\n"
                         "that more came and was not kept. 0: no bound.\n",
                     ),
+                    "execution_api": _option(
+                        "string",
+                        "relay",
+                        "direct",
+                        "How tasks on agents reach Airflow's Execution API. ``relay``: through their agent and the\n"
+                        "agent API; no token of Airflow's leaves the server. ``direct``: by themselves, with a token\n"
+                        "of their own. An agent may choose ``direct`` for itself.\n",
+                    ),
                     "execution_api_url": _option(
                         "string",
                         None,
                         "https://airflow.example.com/execution/",
-                        "Where tasks on agents find Airflow's Execution API. Not set: below the server URL that\n"
-                        "each agent is configured with.\n",
+                        "Where tasks that are not relayed find Airflow's Execution API. Not set: below the server URL\n"
+                        "that each agent is configured with.\n",
                     ),
                 },
             },

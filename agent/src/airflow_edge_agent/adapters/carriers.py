@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import structlog
 
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.core.carrier import Carrier, CarrierChoice, CarrierPolicy
-from airflow_edge_agent.ports import CarrierUnsupported, Link, Presence, ServerLeft, TransportError
+from airflow_edge_agent.ports import (
+    CarrierUnsupported,
+    Link,
+    Presence,
+    RelayCall,
+    RelayReply,
+    ServerLeft,
+    TransportError,
+)
 from airflow_edge_agent.protocol.frames import AgentFrame, Hello, ServerFrame, Welcome
 
 if TYPE_CHECKING:
+    from airflow_edge_agent.adapters.execution import ExecutionClient
     from airflow_edge_agent.adapters.http import HttpTransport
     from airflow_edge_agent.adapters.websocket import WebSocketTransport
 
@@ -38,6 +48,7 @@ class CarrierTransport:
         self._network = network
         self._websocket_transport: WebSocketTransport | None = None
         self._http_transport: HttpTransport | None = None
+        self._execution_client: ExecutionClient | None = None
 
     async def connect(self, hello: Hello, presence: Presence) -> Link:
         """Say hello over the carrier that is chosen now, or over the other one if that does not get through.
@@ -58,6 +69,14 @@ class CarrierTransport:
             return fallback
         return _WatchedLink(link, self)
 
+    def relay(self, job_id: str, fence: int, call: RelayCall) -> AbstractAsyncContextManager[RelayReply]:
+        """Pass a job's call on to the Execution API, over connections that all jobs share."""
+        if self._execution_client is None:
+            from airflow_edge_agent.adapters.execution import ExecutionClient  # noqa: PLC0415 -- see above
+
+            self._execution_client = ExecutionClient(self._server_url, self._token, self._network)
+        return self._execution_client.relay(job_id, fence, call)
+
     async def climb(self) -> None:
         """Return once the WebSocket is out of favour no longer: then it is worth connecting again."""
         while (wait := self._until_climb()) is not None:
@@ -75,6 +94,8 @@ class CarrierTransport:
         """Close all connections."""
         if self._http_transport is not None:
             await self._http_transport.close()
+        if self._execution_client is not None:
+            await self._execution_client.close()
 
     def opened(self) -> None:
         """Note that the server has welcomed us over a WebSocket."""

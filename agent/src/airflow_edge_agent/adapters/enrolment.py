@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 
 from airflow_edge_agent.adapters.carriers import CarrierTransport
-from airflow_edge_agent.ports import Link, Presence
+from airflow_edge_agent.ports import Link, NotReached, Presence, RelayCall, RelayReply
 from airflow_edge_agent.protocol.frames import Hello
 
 
@@ -43,6 +44,15 @@ class Enrolment:
         assert self._transport is not None
         self._changed.clear()
         return await self._transport.connect(hello, presence)
+
+    def relay(self, job_id: str, fence: int, call: RelayCall) -> AbstractAsyncContextManager[RelayReply]:
+        """Pass a job's call on to the Execution API of the current enrolment.
+
+        :raises NotReached: there is no server.
+        """
+        if self._transport is None:
+            raise NotReached("this agent has no server")
+        return self._transport.relay(job_id, fence, call)
 
     async def climb(self) -> None:
         """Return once connecting again gives another or a better link."""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import stat
 import uuid
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from airflow_edge_agent.ports import StoreError
 
 TOKEN_MAX_BYTES = 4_096
+
+_RELAY_KEY_CHARS = 64
 
 SOCKET_PATH_BYTES = 107
 """What fits into ``sockaddr_un`` on Linux, see unix(7)."""
@@ -106,6 +109,25 @@ def agent_identity(state_dir: Path) -> str:
     except (ValueError, KeyError, TypeError):
         raise StoreError(f"{path}: is damaged; remove it to give this agent a new identity") from None
     return agent_id
+
+
+def relay_key(state_dir: Path) -> bytes:
+    """Return the key of the secrets that jobs show to the relay, making one the first time.
+
+    :raises StoreError: it cannot be read or written.
+    """
+    path = state_dir / "relay.key"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            key = path.read_text(encoding="ascii")
+            # A short one is damaged. No job that would know it can be running after such a crash.
+            if len(key) == _RELAY_KEY_CHARS:
+                return key.encode("ascii")
+        key = secrets.token_hex(_RELAY_KEY_CHARS // 2)
+        write_atomically(path, key)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: cannot be used ({error})") from None
+    return key.encode("ascii")
 
 
 def boot_identity() -> str:

@@ -150,7 +150,9 @@ class SubprocessRunner:
         self._listen(connection)
         return jobs
 
-    async def start(self, offer: Offer, server: str, limits: JobLimits | None = None) -> None:
+    async def start(
+        self, offer: Offer, server: str, limits: JobLimits | None = None, relay: Path | None = None
+    ) -> None:
         """Hand over a job, starting the runner if it is not there.
 
         :raises RunnerError: it could not be handed over.
@@ -162,6 +164,7 @@ class SubprocessRunner:
             "workload": offer.workload,
             "token": offer.token,
             "server": server,
+            "relay": None if relay is None else str(relay),
             "limits": limits.model_dump(exclude_none=True) if limits is not None and limits.any else None,
         }
         # An idle runner may leave in the very moment we speak to it: then a new one takes the job.
@@ -296,14 +299,18 @@ class SubprocessRunner:
             raise RunnerError(f"{path}: belongs to another user's process; remove it")
         return _Connection(reader, writer)
 
-    def _trusted(self) -> set[int]:
-        """Return the users whose socket may be the runner's."""
+    def users(self) -> set[int]:
+        """Return the users that a runner of ours may have."""
         if not self._foreign:
             return {os.geteuid()}
-        # The socket that systemd has opened is root's, whoever accepts from it.
         with contextlib.suppress(OSError):
-            return {0, self._runner_dir.stat().st_uid}
-        return {0}
+            return {self._runner_dir.stat().st_uid}
+        return set()
+
+    def _trusted(self) -> set[int]:
+        """Return the users whose socket may be the runner's."""
+        # The socket that systemd has opened is root's, whoever accepts from it.
+        return self.users() | ({0} if self._foreign else set())
 
     def _listen(self, connection: _Connection) -> None:
         self._connections.add(connection)

@@ -95,6 +95,8 @@ class Hello(_Frame):
     queues: Annotated[list[Queue], Field(max_length=100)]
     concurrency: Slots
     state: AgentState
+    execution_api: Literal["relay", "direct"] = "direct"
+    """How the agent lets tasks reach Airflow's Execution API: through itself, or by themselves with a token."""
     jobs: Annotated[list[HeldJob], Field(max_length=MAX_JOBS)]
 
 
@@ -288,7 +290,8 @@ class Offer(_Frame):
     lease_seconds: Seconds
     label: Word
     """For people: which Dag, task and run this is."""
-    token: Annotated[str, Field(max_length=8_192, repr=False)]
+    token: Annotated[str, Field(max_length=8_192, repr=False)] = ""
+    """Airflow's, for the job to show to the Execution API. Empty: the agent relays, and needs none."""
     workload: dict[str, JsonValue]
     """Airflow's workload, without its token."""
     limits: JobLimits | None = None

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from . import threaded
+from . import relay, threaded
 from .outcome import (
     Answer,
     Observed,
@@ -34,6 +34,8 @@ from .waking import WakingSelector
 from .wire import Kind, Outcome, Run
 
 _MOST_ANSWER_CHARS = 300
+
+_CONNECT_SECONDS = 5.0
 
 
 def supervise(run: Run) -> Report:
@@ -146,6 +148,9 @@ def _supervise_connection_test(run: Run, seen: Observed) -> Report:
         return Report(Outcome.NOT_STARTED, None, "could not be started: this Task SDK is too old to test connections")
     try:
         workload = run.workload
+        if run.relay is not None:
+            # It makes its client itself, and this process is there for nothing else.
+            setattr(module, "Client", lambda **_: _client(run, seen))  # noqa: B010 -- mypy knows no such name
         exit_code = _call(
             module.supervise_connection_test,
             {
@@ -194,8 +199,7 @@ def _client(run: Run, seen: Observed) -> Any:
     """Create the SDK's client for the Execution API; it notes in ``seen`` what the outcome depends on."""
     httpx = importlib.import_module("httpx")
     stock: Any = importlib.import_module("airflow.sdk.api.client").Client
-    limits = httpx.Limits(max_keepalive_connections=1, max_connections=10)
-    client = stock(base_url=run.server, token=run.token, limits=limits)
+    client = stock(base_url=run.server, token=run.token, **_way(run, httpx))
     stock_send = client.send
     never_sent = (
         httpx.ConnectError,
@@ -223,6 +227,19 @@ def _client(run: Run, seen: Observed) -> Any:
     # On the instance: the SDK caches the TLS context per class, and this one's is loaded.
     client.send = send
     return client
+
+
+def _way(run: Run, httpx: Any) -> dict[str, Any]:
+    if run.relay is None:
+        return {"limits": httpx.Limits(max_keepalive_connections=1, max_connections=10)}
+
+    def check() -> None:
+        if (supervision := threaded.current()) is not None:
+            supervision.check()
+
+    # The agent always answers in the end: it knows how long a server may be away.
+    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+    return {"transport": relay.RelayTransport(run.relay, check), "timeout": timeout}
 
 
 def _note(seen: Observed, request: Any, response: Any) -> None:

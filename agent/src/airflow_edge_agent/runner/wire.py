@@ -131,6 +131,8 @@ class Run:
     token: str = field(repr=False)
     server: str
     """Base URL of the Execution API, as the job is to reach it."""
+    relay: str | None = None
+    """Socket of the agent through which it is reached; ``token`` is then the job's secret there. ``None``: none."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -266,6 +268,7 @@ def decode_command(line: bytes) -> Command:
                 workload=_typed(data, "workload", dict),
                 token=_typed(data, "token", str),
                 server=_typed(data, "server", str),
+                relay=_optional(data, "relay", str),
                 limits=_limits(data.get("limits")),
             )
         case "signal":

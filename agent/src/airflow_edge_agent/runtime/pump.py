@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -74,6 +75,8 @@ class Pump:
         self.maintenance_changed = asyncio.Event()
         self.before_forget: list[Callable[[ForgetJob], None]] = []
         """Called when the files of a job are about to go."""
+        self.access: Callable[[str], tuple[str, Path, str]] | None = None
+        """Returns URL, socket and secret with which a job reaches the Execution API through us."""
         self._maintenance = maintenance
         self._work: set[asyncio.Task[None]] = set()
         self._signals: asyncio.Queue[SignalJob] = asyncio.Queue()
@@ -137,10 +140,14 @@ class Pump:
             self.leave(70, "internal error")
 
     async def _start(self, offer: Offer, limits: JobLimits) -> None:
-        server = self.core.execution_api_url or self.default_execution_url
+        server, relay = self.core.execution_api_url or self.default_execution_url, None
+        if not offer.token and self.access is not None:
+            # With the job's own secret in place of Airflow's token.
+            server, relay, secret = self.access(offer.job_id)
+            offer = offer.model_copy(update={"token": secret})
         try:
             self._store.add(offer, self._boot_id)
-            await self._runner.start(offer, server, limits)
+            await self._runner.start(offer, server, limits, relay)
         except (StoreError, RunnerError) as error:
             if isinstance(error, RunnerError):
                 self.on_runner_problem(str(error))

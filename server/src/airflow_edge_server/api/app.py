@@ -15,9 +15,11 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from airflow_edge_agent.protocol import CHANNEL_PATH, EXCHANGE_PATH
+from airflow_edge_agent.protocol.relay import JOBS_PATH
 from airflow_edge_server import __version__, compat, config
 from airflow_edge_server.api.admin import ADMIN_PREFIX, create_admin_app
 from airflow_edge_server.api.admin_access import Authenticate
@@ -27,6 +29,7 @@ from airflow_edge_server.api.channel import Channel
 from airflow_edge_server.api.exchange import BODY_SECONDS, Exchange
 from airflow_edge_server.api.hub import Hub, Pace
 from airflow_edge_server.api.listener import Listener
+from airflow_edge_server.api.relay import TOKEN_SECONDS, Relay, Sign
 from airflow_edge_server.api.service import Service
 from airflow_edge_server.api.stopping import StopNotice
 from airflow_edge_server.store.db import schema_problem
@@ -78,6 +81,10 @@ class _Readiness:
             return f"the metadata database cannot be read ({type(error).__name__}): check [database] sql_alchemy_conn"
 
 
+def _sign(subject: str, scope: str) -> str:
+    return compat.sign_token(subject, scope, valid_for=TOKEN_SECONDS)
+
+
 def create_app(
     settings: config.Settings | None = None,
     *,
@@ -87,6 +94,8 @@ def create_app(
     authenticate: Authenticate = compat.admin_user,
     pace: Pace | None = None,
     body_seconds: float = BODY_SECONDS,
+    execution: ASGIApp | None = None,
+    sign: Sign = _sign,
 ) -> FastAPI:
     """Build the app.
 
@@ -95,6 +104,8 @@ def create_app(
     :param mint: makes the token of a workload, given the id of its task instance or callback.
     :param on_start: called when the server starts.
     :param authenticate: tells who uses the admin API.
+    :param execution: the Execution API to which calls of jobs are relayed; Airflow's own, unless given.
+    :param sign: makes its tokens.
     :raises airflow.exceptions.AirflowConfigException: when the configuration is not valid.
     """
     settings = settings or config.load()
@@ -113,6 +124,9 @@ def create_app(
     rate = settings.agent_requests_per_second
     allowances = Allowances(rate, rate * BURST_SECONDS)
     channel = Channel(service, hub, threads, heartbeat_seconds=settings.heartbeat_seconds, allowances=allowances)
+
+    own_execution = compat.ExecutionApi()
+    relay = Relay(sessions, threads, execution=own_execution if execution is None else execution, sign=sign)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -134,12 +148,17 @@ def create_app(
             notice.remove()
             await hub.stop()
             await asyncio.to_thread(listener.stop)
+            await own_execution.close()
             threads.shutdown(wait=False)
             dispatcher.shutdown(wait=False)
 
     # What is for agents is behind the gate of their tokens, what is for people behind Airflow's auth manager.
     agents = Starlette(
-        routes=[Route(EXCHANGE_PATH, exchange.handle, methods=["POST"]), WebSocketRoute(CHANNEL_PATH, channel)],
+        routes=[
+            Route(EXCHANGE_PATH, exchange.handle, methods=["POST"]),
+            WebSocketRoute(CHANNEL_PATH, channel),
+            Mount(JOBS_PATH, app=relay),
+        ],
         # The first is asked first.
         middleware=[
             Middleware(

@@ -273,6 +273,7 @@ class Service:
             heartbeat_seconds=self._settings.heartbeat_seconds,
             server_version=self._server_version,
             over=None if over is None else store.Over(over, self._presence.last_heard(agent_name, over)),
+            may_relay=self._settings.execution_api == "relay",
         )
         if isinstance(opened, store.Taken):
             answer.rival, opened = None if over else opened.rival, opened.close

@@ -64,6 +64,8 @@ class Room:
     team_name: str | None
     free_slots: int
     """Zero when it is in no state to work."""
+    relays: bool = False
+    """Whether it relays the Execution API, so that its offers hold no token."""
 
 
 @dataclass(slots=True)
@@ -161,6 +163,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
             agent.problem,
             agent.slots_total,
             agent.slots_used,
+            agent.execution_api,
         )
         .where(agent.name.in_(names))
         .order_by(agent.name)
@@ -178,7 +181,13 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
     for row in rows:
         free = row.slots_total - max(row.slots_used, held.get(row.name, 0))
         able = takes_jobs(AgentState(row.state), row.problem)
-        rooms[row.name] = Room(row.session_id, frozenset(row.queues), row.team_name, max(free, 0) if able else 0)
+        rooms[row.name] = Room(
+            row.session_id,
+            frozenset(row.queues),
+            row.team_name,
+            max(free, 0) if able else 0,
+            relays=row.execution_api == "relay",
+        )
     return rooms
 
 
@@ -222,7 +231,7 @@ def _claim(
         if offered_bytes[name] + size > _MAX_OFFER_BYTES:
             continue
         try:
-            offer = _offer(job, lease_seconds=lease_seconds, mint=mint)
+            offer = _offer(job, lease_seconds=lease_seconds, mint=None if rooms[name].relays else mint)
         except ValidationError as error:
             _end_undeliverable(session, job, f"no offer can be made of it: {error.errors()[0]['msg']}", now)
             continue
@@ -244,9 +253,9 @@ def _claim(
     return offers
 
 
-def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint) -> Offer:
+def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint | None) -> Offer:
     try:
-        token = mint(job.ti_id)
+        token = "" if mint is None else mint(job.ti_id)
     except Exception as error:
         raise MintError(f"no token can be made for job {job.id}: {type(error).__name__}: {error}") from error
     return Offer(

@@ -52,6 +52,20 @@ def log_marker(most_bytes: int, now: datetime, *, own_line: bool) -> bytes:
     return (b"" if own_line else b"\n") + json.dumps(line).encode() + b"\n"
 
 
+def held_job(session: Session, agent_name: str, job_id: str, fence: int) -> tuple[str, str] | None:
+    """Return kind and subject of a job that this agent holds under this fence, and has not ended; else ``None``."""
+    job = EdgeAgentJob
+    row = session.execute(
+        select(job.kind, job.ti_id).where(
+            job.id == job_id,
+            job.agent_name == agent_name,
+            job.fence == fence,
+            job.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
+        )
+    ).one_or_none()
+    return None if row is None else (row.kind, row.ti_id)
+
+
 class JobBook:
     """The rows of the jobs that one batch speaks about, locked until the transaction ends.
 

@@ -59,6 +59,8 @@ class EdgeAgent(Base):
     """How that session is carried: ``websocket`` or ``http``."""
     hostname: Mapped[str | None] = mapped_column(String(200))
     queues: Mapped[list[str]] = mapped_column(JSON, default=list)
+    execution_api: Mapped[str] = mapped_column(String(10), default="direct", server_default="direct")
+    """How its jobs reach the Execution API in this session: ``relay`` or ``direct``."""
     slots_total: Mapped[int] = mapped_column(Integer, default=0)
     slots_used: Mapped[int] = mapped_column(Integer, default=0)
     status_sequence: Mapped[int] = mapped_column(Integer, default=0, server_default="0")

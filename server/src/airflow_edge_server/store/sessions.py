@@ -115,9 +115,11 @@ def open_session(
     heartbeat_seconds: float,
     server_version: str = "",
     over: Over | None = None,
+    may_relay: bool = False,
 ) -> Opened | Taken | Close:
     """Open a session and reconcile the jobs, or say why not.
 
+    :param may_relay: whether the server lets agents relay the Execution API.
     :param over: what was found out about the session that held the name a moment ago.
     """
     protocol = min(hello.protocol_max, PROTOCOL_VERSION)
@@ -158,6 +160,7 @@ def open_session(
     agent.instance_id = hello.instance_id
     agent.session_id = session_name(hello.instance_id, hello.attempt, uuid.uuid4())
     agent.queues = queues_of(hello.queues)
+    agent.execution_api = hello.execution_api if may_relay else "direct"
     agent.slots_total = hello.concurrency
     agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
     agent.status_sequence = 0

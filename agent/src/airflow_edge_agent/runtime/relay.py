@@ -1,0 +1,111 @@
+"""Relays what jobs ask of Airflow's Execution API: knows who asks, and bridges a server that is away for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+from airflow_edge_agent.core.events import ForgetJob
+from airflow_edge_agent.core.jobs import AgentJob, Phase
+from airflow_edge_agent.ports import ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
+from airflow_edge_agent.runtime.pump import Pump
+
+log = structlog.get_logger()
+
+EXECUTION_URL = "http://edge-agent/execution/"
+"""What a job's client takes for the server; no name is ever looked up for it."""
+
+PATIENCE_SECONDS = 240.0
+"""How long a job is not told that the server is away. Airflow itself gives up a task without heartbeats after
+``[scheduler] task_instance_heartbeat_timeout``, 300 s."""
+
+RETRY_SECONDS = 0.5
+
+_SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
+_BELOW = b"/execution/"
+_HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
+_WORKS = (Phase.STARTING, Phase.RUNNING)
+
+
+class Relay:
+    """Answers the calls of this agent's jobs.
+
+    A job shows its secret, which is good for nothing but its own calls on this socket. It is computed from the job's id
+    and a key that is on disk, so the next daemon knows it, too.
+
+    :param socket: where jobs find it.
+    :param key: of the secrets; random, at least 32 bytes.
+    """
+
+    def __init__(self, pump: Pump, execution: ExecutionApi, socket: Path, key: bytes) -> None:
+        self.socket = socket
+        self._pump = pump
+        self._execution = execution
+        self._key = key
+        self._heard: dict[str, float] = {}
+        """When the server last answered a call of each job, in monotonic seconds."""
+        pump.before_forget.append(self._forget)
+
+    def access(self, job_id: str) -> tuple[str, Path, str]:
+        """Return URL, socket and secret for this job."""
+        return EXECUTION_URL, self.socket, self.secret(job_id)
+
+    def secret(self, job_id: str) -> str:
+        """Return what this job must show."""
+        return f"{job_id}.{hmac.new(self._key, job_id.encode('ascii'), hashlib.sha256).hexdigest()}"
+
+    @contextlib.asynccontextmanager
+    async def handle(self, call: RelayCall) -> AsyncIterator[RelayReply]:
+        """Answer a call."""
+        job = self._caller(call)
+        if job is None:
+            yield RelayReply.plain(401, "no secret of a job that runs here")
+            return
+        if not call.target.startswith(_BELOW):
+            yield RelayReply.plain(404, "there is nothing but the Execution API here")
+            return
+        passed = RelayCall(call.method, call.target[len(_BELOW) :], call.headers, call.body)
+        async with AsyncExitStack() as stack:
+            yield await self._answer(job, passed, stack)
+
+    def _caller(self, call: RelayCall) -> AgentJob | None:
+        shown = [value for name, value in call.headers if name == b"authorization"]
+        match = _SECRET.fullmatch(shown[0]) if len(shown) == 1 else None
+        if match is None:
+            return None
+        job_id = match[1].decode("ascii")
+        if not hmac.compare_digest(f"{job_id}.{match[2].decode('ascii')}", self.secret(job_id)):
+            return None
+        job = self._pump.core.jobs.get(job_id)
+        return job if job is not None and job.phase in _WORKS else None
+
+    async def _answer(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
+        until = self._heard.setdefault(job.job_id, time.monotonic()) + PATIENCE_SECONDS
+        while True:
+            try:
+                # The fence may change while a call waits: the server may have taken back that it had given the job up.
+                reply = await stack.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
+            except TransportError as error:
+                if time.monotonic() >= until or job.phase not in _WORKS:
+                    return RelayReply.plain(503, str(error))
+                if _HEARTBEAT.match(call.target):
+                    return RelayReply.plain(204)
+                if not isinstance(error, NotReached) or not isinstance(call.body, bytes):
+                    # It may have been acted upon. The Task SDK knows which calls can be made again.
+                    return RelayReply.plain(503, str(error))
+            else:
+                self._heard[job.job_id] = time.monotonic()
+                return reply
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _forget(self, forgotten: ForgetJob) -> None:
+        self._heard.pop(forgotten.job_id, None)
