@@ -23,6 +23,7 @@ from airflow_edge_agent.protocol import API_PREFIX
 from airflow_edge_agent.protocol.relay import (
     FENCE_HEADER,
     JOBS_PATH,
+    MAX_RELAYED_AT_ONCE,
     MAX_RELAYED_BYTES,
     RELAYED_HEADER,
     REQUEST_HEADERS,
@@ -30,6 +31,9 @@ from airflow_edge_agent.protocol.relay import (
 )
 
 _TIMEOUTS = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
+
+_COME_AGAIN = frozenset({429, 503})
+"""The call was not acted upon: too many of them, or nobody there."""
 
 _FENCE = FENCE_HEADER.encode()
 _RELAYED = RELAYED_HEADER.encode()
@@ -53,7 +57,7 @@ class ExecutionClient:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=network.tls if parts.scheme == "https" else None,
             proxy=_proxy(server_url),
-            max_connections=32,
+            max_connections=MAX_RELAYED_AT_ONCE,
             max_keepalive_connections=8,
             # The api-server keeps one for a minute or more, some proxies do not; a closed one is noticed.
             keepalive_expiry=60.0,
@@ -80,7 +84,7 @@ class ExecutionClient:
                 call.method, url, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
             ) as response:
                 if not any(name.lower() == _RELAYED for name, _ in response.headers):
-                    raise status_fault(self._server, response.status, "without being the agent API's answer")
+                    raise _stopped(self._server, response)
                 yield RelayReply(
                     response.status,
                     [(name, value) for name, value in response.headers if name.lower() in RESPONSE_HEADERS],
@@ -103,6 +107,17 @@ def _proxy(server_url: str) -> httpcore.Proxy | None:
     address = urlsplit(proxy)
     login = None if address.username is None else (unquote(address.username), unquote(address.password or ""))
     return httpcore.Proxy(proxy, auth=login)
+
+
+def _stopped(url: str, response: httpcore.Response) -> TransportError:
+    """Say what an answer means that does not come from the far end."""
+    after = next((value.decode("latin-1") for name, value in response.headers if name.lower() == b"retry-after"), None)
+    fault = status_fault(url, response.status, "on the way to the Execution API", retry_after=after)
+    if response.status not in _COME_AGAIN:
+        return fault
+    later = NotReached(str(fault))
+    later.retry_after_seconds = fault.retry_after_seconds
+    return later
 
 
 async def _bounded(response: httpcore.Response) -> AsyncIterator[bytes]:

@@ -19,6 +19,9 @@ on the way there."""
 MAX_RELAYED_BYTES = 256 * 1024 * 1024
 """Most bytes of the body of one request or answer."""
 
+MAX_RELAYED_AT_ONCE = 32
+"""Most requests of one agent that are under way."""
+
 REQUEST_HEADERS = frozenset(
     {b"accept", b"accept-encoding", b"airflow-api-version", b"content-length", b"content-type", b"correlation-id",
      b"traceparent", b"tracestate", b"user-agent"}

@@ -30,6 +30,8 @@ PATIENCE_SECONDS = 240.0
 
 RETRY_SECONDS = 0.5
 
+_LONGEST_WAIT_SECONDS = 10.0
+
 _SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
 _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
@@ -95,6 +97,7 @@ class Relay:
                 # The fence may change while a call waits: the server may have taken back that it had given the job up.
                 reply = await stack.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
             except TransportError as error:
+                wait = min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS)
                 if time.monotonic() >= until or job.phase not in _WORKS:
                     return RelayReply.plain(503, str(error))
                 if _HEARTBEAT.match(call.target):
@@ -105,7 +108,7 @@ class Relay:
             else:
                 self._heard[job.job_id] = time.monotonic()
                 return reply
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(max(RETRY_SECONDS, wait))
 
     def _forget(self, forgotten: ForgetJob) -> None:
         self._heard.pop(forgotten.job_id, None)

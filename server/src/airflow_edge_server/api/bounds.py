@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from airflow_edge_agent.protocol.relay import JOBS_PATH, MAX_RELAYED_AT_ONCE
 from airflow_edge_server.api.auth import SCOPE_KEY
 from airflow_edge_server.api.refusals import come_again, refuse
 
@@ -33,6 +34,7 @@ CONNECTION_SECONDS = 5.0
 SAY_SECONDS = 60.0
 """The same refusal is logged this often."""
 
+_JOBS = f"{JOBS_PATH}/"
 _MOST_KEYS = 10_000
 _UNAUTHORIZED = 401
 
@@ -160,6 +162,8 @@ class Doorkeeper:
 class AgentBounds:
     """ASGI middleware behind the check of credentials.
 
+    What an agent relays for its jobs is counted by itself, so that busy jobs do not keep it from speaking for itself.
+
     :param allowances: requests, and messages on WebSockets, that each agent may send.
     :param most_connections: requests and WebSockets that one agent may have open at a time.
     """
@@ -168,7 +172,7 @@ class AgentBounds:
         self._app = app
         self._allowances = allowances
         self._most = most_connections
-        self._open: dict[str, int] = {}
+        self._open: dict[Hashable, int] = {}
         self._said = _Said()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,21 +181,24 @@ class AgentBounds:
             await self._app(scope, receive, send)
             return
         name = scope[SCOPE_KEY].agent_name
-        if self._open.get(name, 0) >= self._most:
-            self._said.warn("Agent %s has %d connections already; no more are taken.", name, self._most)
+        most, key = self._most, name
+        if _JOBS in scope["path"]:
+            most, key = MAX_RELAYED_AT_ONCE, (name, _JOBS)
+        if self._open.get(key, 0) >= most:
+            self._said.warn("Agent %s has %d connections already; no more are taken.", name, most)
             await refuse(scope, receive, send, come_again(429, "too many connections", CONNECTION_SECONDS))
             return
-        if (wait := self._allowances.spend(name)) > 0:
+        if (wait := self._allowances.spend(key)) > 0:
             self._said.warn("Agent %s sends too many requests; it is asked to wait.", name)
             await refuse(scope, receive, send, come_again(429, "too many requests", wait))
             return
-        self._open[name] = self._open.get(name, 0) + 1
+        self._open[key] = self._open.get(key, 0) + 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._open[name] -= 1
-            if not self._open[name]:
-                del self._open[name]
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
 
 
 def _header_bytes(scope: Scope) -> int:

@@ -1,0 +1,251 @@
+"""What jobs say on the agent's socket, and what becomes of it on the way to a server and back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from airflow_edge_agent.adapters.execution import ExecutionClient
+from airflow_edge_agent.adapters.files import relay_key
+from airflow_edge_agent.adapters.network import Network
+from airflow_edge_agent.adapters.relay_socket import WHOLE_BYTES, RelayListener
+from airflow_edge_agent.core.agent import AgentCore
+from airflow_edge_agent.core.jobs import AgentJob, Phase
+from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.runner.relay import RelayTransport
+from airflow_edge_agent.runtime import relay as relay_module
+from airflow_edge_agent.runtime.pump import Pump
+from airflow_edge_agent.runtime.relay import Relay
+from fakes.frames import TOKEN, new_id
+from fakes.http_server import Reply, Request, serve
+from fakes.runner import MemoryRunner
+from fakes.store import MemoryJobStore
+
+MARK = {"Edge-Agent-Relayed": "airflow"}
+HEARTBEAT = f"/execution/task-instances/{new_id()}/heartbeat"
+
+
+class FarEnd:
+    """Notes what came, and answers as told."""
+
+    def __init__(self) -> None:
+        self.got: list[Request] = []
+        self.reply = Reply(headers=MARK | {"Content-Type": "application/json"}, body=b'{"value": 1}')
+
+    async def __call__(self, request: Request) -> Reply:
+        self.got.append(request)
+        return self.reply
+
+
+@dataclass
+class Place:
+    job: AgentJob
+    relay: Relay
+    socket: Path
+
+    @asynccontextmanager
+    async def client(self, secret: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+        headers = {"Authorization": f"Bearer {self.relay.secret(self.job.job_id) if secret is None else secret}"}
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://edge-agent", headers=headers, timeout=30
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def placed(folder: Path, port: int, users: set[int] | None = None) -> AsyncIterator[Place]:
+    core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0))
+    job = AgentJob(job_id=new_id(), fence=7, slots=1, label="a job", phase=Phase.RUNNING)
+    core.jobs[job.job_id] = job
+    pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="b", default_execution_url="x")
+    execution = ExecutionClient(f"http://127.0.0.1:{port}/air", TOKEN, Network())
+    socket = folder / "execution.sock"
+    relay = Relay(pump, execution, socket, relay_key(folder))
+    allowed = {os.geteuid()} if users is None else users
+    listener = RelayListener(socket, users=lambda: allowed, handler=relay.handle)
+    await listener.open()
+    try:
+        yield Place(job, relay, socket)
+    finally:
+        await listener.close()
+        await execution.close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+async def test_a_call_arrives_as_it_was_made_but_for_who_makes_it(tmp_path: Path) -> None:
+    far = FarEnd()
+    far.reply.headers |= {"Refreshed-API-Token": "eyJ", "Set-Cookie": "a=b", "Content-Range": "9"}
+    async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
+        for size in (0, 100, WHOLE_BYTES, 3_000_000):
+            answer = await client.post(
+                "/execution/xcoms/d/r%3A1/t/a%2Fb?map_index=-1",
+                content=b"x" * size,
+                headers={"Airflow-API-Version": "2025-10-27", "Cookie": "c=d", "Content-Type": "application/json"},
+            )
+            assert (answer.status_code, answer.json()) == (200, {"value": 1})
+            request = far.got[-1]
+            path = f"/air/edge-agents/v1/jobs/{place.job.job_id}/execution/xcoms/d/r%3A1/t/a%2Fb?map_index=-1"
+            assert (request.method, request.path, len(request.body)) == ("POST", path, size)
+            assert request.headers["authorization"] == f"Bearer {TOKEN}"
+            assert request.headers["edge-agent-fence"] == "7"
+            assert request.headers["airflow-api-version"] == "2025-10-27"
+            assert "cookie" not in request.headers
+            assert place.relay.secret(place.job.job_id) not in request.head.decode()
+            assert answer.headers["content-range"] == "9"
+            assert not {"refreshed-api-token", "set-cookie", "edge-agent-relayed"} & set(answer.headers)
+
+
+async def test_a_large_answer_comes_whole(tmp_path: Path) -> None:
+    far = FarEnd()
+    far.reply.body = os.urandom(4_000_000)
+    async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
+        assert (await client.get("/execution/xcoms/d/r/t/k")).content == far.reply.body
+
+
+@pytest.mark.parametrize("status", [204, 401, 403, 404, 409, 422, 500])
+async def test_a_status_of_airflow_stays_what_it_is(tmp_path: Path, status: int) -> None:
+    far = FarEnd()
+    far.reply = Reply(status, headers=MARK, body=b"" if status == 204 else b"why")
+    async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
+        answer = await client.put(HEARTBEAT, content=b"{}")
+        assert (answer.status_code, answer.content) == (status, far.reply.body)
+
+
+async def test_only_the_jobs_own_secret_counts_while_it_runs(tmp_path: Path) -> None:
+    far = FarEnd()
+    async with serve(far) as port, placed(tmp_path, port) as place:
+        other = new_id()
+        own = place.relay.secret(place.job.job_id)
+        forged = f"{place.job.job_id}.{place.relay.secret(other).partition('.')[2]}"
+        for secret in ("x", TOKEN, own[:-1], f"{own}0", forged, place.relay.secret(other)):
+            async with place.client(secret) as client:
+                assert (await client.get("/execution/variables/x")).status_code == 401, secret
+        async with place.client() as client:
+            assert (await client.get("/execution/variables/x")).status_code == 200
+            assert (await client.get("/elsewhere")).status_code == 404
+            place.job.move(Phase.FINISHED)
+            assert (await client.get("/execution/variables/x")).status_code == 401
+        assert len(far.got) == 1
+
+
+async def test_other_users_are_not_heard(tmp_path: Path) -> None:
+    far = FarEnd()
+    async with serve(far) as port, placed(tmp_path, port, users={os.geteuid() + 1}) as place, place.client() as client:
+        with pytest.raises(httpx.TransportError):
+            await client.get("/execution/variables/x")
+        assert not far.got
+
+
+async def test_an_answer_of_something_on_the_way_is_not_airflows(tmp_path: Path) -> None:
+    far = FarEnd()
+    far.reply = Reply(404, body=b"<html>a proxy's own page</html>")
+    async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
+        # 404 would end the task.
+        assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 204
+        answer = await client.get("/execution/variables/x")
+        assert answer.status_code == 503
+        assert TOKEN not in answer.text
+
+
+async def test_a_call_waits_for_a_server_that_is_away(tmp_path: Path) -> None:
+    async with serve(FarEnd()) as port:
+        pass
+    async with placed(tmp_path, port) as place, place.client() as client:
+        assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 204
+        waits = asyncio.create_task(client.get("/execution/variables/x"))
+        await asyncio.sleep(0)
+        assert not waits.done()
+        server = await asyncio.start_server(_answer_once, "127.0.0.1", port)
+        async with server:
+            assert (await waits).status_code == 200
+
+
+async def _answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(Reply(headers=MARK, body=b"{}").encode())
+    await writer.drain()
+    writer.close()
+
+
+async def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "PATIENCE_SECONDS", 0.0)
+    async with serve(FarEnd()) as port:
+        pass
+    async with placed(tmp_path, port) as place, place.client() as client:
+        assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 503
+        answer = await client.get("/execution/variables/x")
+        assert (answer.status_code, answer.json()["detail"]["reason"]) == (503, "relay")
+
+
+async def test_what_is_no_http_ends_the_conversation_only(tmp_path: Path) -> None:
+    far = FarEnd()
+    async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
+        reader, writer = await asyncio.open_unix_connection(str(place.socket))
+        writer.write(b"\x16\x03 nonsense\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        answer = await client.post("/execution/xcoms/x", content=_pieces())
+        assert answer.status_code == 413, "a body without a length has no bound"
+        assert (await client.get("/execution/variables/x")).status_code == 200
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    yield b"x"
+
+
+def test_the_key_survives_and_is_private(tmp_path: Path) -> None:
+    key = relay_key(tmp_path)
+    assert len(key) == 64
+    assert relay_key(tmp_path) == key
+    assert (tmp_path / "relay.key").stat().st_mode & 0o077 == 0
+    (tmp_path / "relay.key").write_text("short")
+    assert len(relay_key(tmp_path)) == 64
+
+
+# --- The runner's end -------------------------------------------------------------------------------------------------
+
+
+def call(path: Path, method: str, url: str, *, aborts_at: int = 10**9) -> httpx.Response:
+    attempts = 0
+
+    def check() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts >= aborts_at:
+            raise KeyboardInterrupt
+
+    transport = RelayTransport(str(path), check)
+    response = transport.handle_request(httpx.Request(method, f"http://edge-agent{url}"))
+    assert isinstance(response, httpx.Response)
+    return response
+
+
+def test_without_an_agent_a_heartbeat_is_good_and_the_rest_waits(tmp_path: Path) -> None:
+    nobody = tmp_path / "execution.sock"
+    assert call(nobody, "PUT", HEARTBEAT).status_code == 204
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        call(nobody, "PATCH", HEARTBEAT.replace("heartbeat", "state"), aborts_at=4)
+    assert time.monotonic() > began
+
+
+async def test_a_call_waits_for_the_next_agent(tmp_path: Path) -> None:
+    far = FarEnd()
+    waits = asyncio.create_task(asyncio.to_thread(call, tmp_path / "execution.sock", "GET", "/execution/variables/x"))
+    async with serve(far) as port, placed(tmp_path, port):
+        # It shows no secret, and is answered: that is all that counts here.
+        assert (await asyncio.wait_for(waits, 30)).status_code == 401
