@@ -28,7 +28,7 @@ class RelayTransport:
     """
 
     def __init__(self, path: str, check: Callable[[], None]) -> None:
-        self._inner = _shared(path)
+        self._inner = shared_transport(path)
         self._errors: Any = importlib.import_module("httpx")
         self._check = check
         self._away_since: float | None = None
@@ -64,7 +64,8 @@ class RelayTransport:
 
 
 @functools.cache
-def _shared(path: str) -> Any:
+def shared_transport(path: str) -> Any:
+    """Return the connections of this process to the agent's socket."""
     httpx: Any = importlib.import_module("httpx")
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
     # Without reading certificates: there is no TLS on a local socket.
