@@ -71,7 +71,16 @@ class AgentArm:
     request_path = "/edge-agents/"
     executor = EDGE_EXECUTOR
 
-    def __init__(self, root: Path, keeper: Keeper, *, environment: Path, runtime: Path, dags: Path) -> None:
+    def __init__(
+        self, root: Path, keeper: Keeper, *, environment: Path, runtime: Path, dags: Path, direct: bool = False
+    ) -> None:
+        """Take note of it all.
+
+        :param direct: let tasks speak to the Execution API by themselves.
+        """
+        if direct:
+            self.label += ", direct"
+        self._way = "direct" if direct else "relay"
         self.settings: dict[str, str] = {}
         self._root = root
         self._keeper = keeper
@@ -104,7 +113,7 @@ class AgentArm:
             name="bench",
             concurrency=CONCURRENCY,
             bundles={"bench": self._dags},
-            settings={"runner": {"idle_seconds": RUNNER_IDLE_SECONDS}},
+            settings={"runner": {"idle_seconds": RUNNER_IDLE_SECONDS}, "execution_api": self._way},
         )
         self._agent.start()
 
