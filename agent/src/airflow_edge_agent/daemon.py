@@ -284,9 +284,10 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         loops["watchdog"] = Watchdog(progress, notifier, notifier.watchdog_seconds, shouting(journal)).run()
     try:
         await listener.open()
-        await relay_listener.open()
         _remember(pump, maintenance)
         await recover(pump, runner, store, identity.boot_id)
+        # Not before the jobs of the daemon before are known: they would be turned away.
+        await relay_listener.open()
         fault = await operations.enroll()
         if fault is not None:
             log.warning(NOT_ENROLLED, reason=fault, edge_event="not_enrolled")
