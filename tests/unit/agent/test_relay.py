@@ -16,7 +16,8 @@ import pytest
 from airflow_edge_agent.adapters.execution import ExecutionClient
 from airflow_edge_agent.adapters.files import relay_key
 from airflow_edge_agent.adapters.network import Network
-from airflow_edge_agent.adapters.relay_socket import WHOLE_BYTES, RelayListener
+from airflow_edge_agent.adapters.relay_http import WHOLE_BYTES
+from airflow_edge_agent.adapters.relay_socket import RelayListener
 from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.core.policy import Limits
