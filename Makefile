@@ -81,6 +81,10 @@ test-runtimes: .venv/ready $(RUNTIMES:%=.compat/runtime-%/ready) ## Run the demo
 test-faults: .venv/ready ## Break things while tasks run, and check that nothing is lost; SEEDS=3, ARGS=--help shows the rest
 	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 SEEDS="$(SEEDS)" $(IN_VENV)/python -m faults $(ARGS)
 
+.PHONY: fuzz
+fuzz: .venv/ready ## Send a million frames of nonsense to both ends of the wire; ARGS="--seed 7 --frames 50000"
+	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m fuzz $(ARGS)
+
 .PHONY: test-survival
 test-survival: .venv/ready ## Restart, upgrade and kill everything under running tasks, and let tasks do their worst; ARGS=--help
 	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m survival $(ARGS)

@@ -70,6 +70,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("heartbeat", "metrics", {"memory_used_bytes": 2**63}),
     ("heartbeat", "metrics", {"cpu_count": 0}),
     ("heartbeat", "sent_at", "yesterday"),
+    ("heartbeat", "sent_at", "2026-01-01T00:00:00"),
+    ("welcome", "server_time", "2026-01-01T00:00:00"),
     ("accept", "job_id", "not-a-uuid"),
     ("accept", "fence", 0),
     ("accept", "fence", 2**31),
@@ -233,3 +235,13 @@ def test_a_trailing_newline_does_not_get_past_the_patterns() -> None:
     for field, value in (("job_id", JOB + "\n"), ("job_id", "\n" + JOB)):
         with pytest.raises(FrameError):
             decode_agent_frame(load("accept") | {field: value})
+
+
+@pytest.mark.parametrize("opened", ["[", '{"a":'])
+def test_nesting_is_bounded(opened: str) -> None:
+    closed = "]" if opened == "[" else "}"
+    for depth in (300, 100_000):
+        deep = opened * depth + "1" + closed * depth
+        with pytest.raises(FrameError, match="recursion") as caught:
+            decode_batch(b'{"frames": [{"type": "heartbeat", "custom": {"x": ' + deep.encode() + b"}}]}")
+        assert len(str(caught.value)) < 300

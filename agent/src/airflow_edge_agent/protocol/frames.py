@@ -9,7 +9,6 @@ Units are part of the field names: ``_seconds``, ``_bytes``, ``_percent``.
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
@@ -158,7 +157,7 @@ class Heartbeat(_Frame):
 
     type: Literal["heartbeat"] = "heartbeat"
     metrics: Metrics
-    sent_at: datetime
+    sent_at: AwareDatetime
     versions: Versions | None = None
     custom: CustomFigures | None = None
     """What the site's own commands have measured, by their names."""
@@ -267,7 +266,7 @@ class Welcome(_Frame):
     session_id: JobId
     server_version: Word
     airflow_version: Word
-    server_time: datetime
+    server_time: AwareDatetime
     intervals: Intervals
     execution_api_url: Word | None = None
     """Where tasks find Airflow's Execution API; ``None``: below the agent's own server URL."""
