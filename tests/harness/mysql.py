@@ -9,18 +9,18 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pymysql
 import pytest
 
+from harness.lasting import Lasting
 from harness.ports import reserve_port
 from harness.processes import die_with_parent
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 START_SECONDS = 60.0
 _USER = "edge"
@@ -30,7 +30,7 @@ class MysqlError(RuntimeError):
     """The server could not be made or started. The message says why."""
 
 
-class Mysql:
+class Mysql(Lasting):
     """A server with its data in a temporary folder; started on entry, stopped and deleted on exit."""
 
     def __init__(self) -> None:
@@ -39,19 +39,6 @@ class Mysql:
         self._folder = Path(tempfile.mkdtemp(prefix="edge-mysql-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @staticmethod
     def missing() -> str | None:
@@ -80,7 +67,7 @@ class Mysql:
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self) -> None:
+    def start(self) -> None:
         server = _server()
         if server is None:
             raise MysqlError(str(self.missing()))

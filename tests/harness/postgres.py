@@ -10,18 +10,18 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
+from harness.lasting import Lasting
 from harness.ports import reserve_port
 from harness.processes import die_with_parent
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 START_SECONDS = 60.0
 _USER = "edge"
@@ -47,7 +47,7 @@ def find_binaries() -> Path:
     return max(found, key=lambda folder: [int(n) for n in folder.parent.name.split(".") if n.isdigit()])
 
 
-class Postgres:
+class Postgres(Lasting):
     """A cluster in a temporary folder; started on entry, stopped and deleted on exit.
 
     It runs as the user ``postgres`` if we are root, because it refuses to run as root.
@@ -64,19 +64,6 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="edge-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def url(self, database: str) -> str:
         """Return the SQLAlchemy URL of a database."""
@@ -119,7 +106,7 @@ class Postgres:
                 self._process.wait()
             self._process = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
         binaries = find_binaries()
         data = self._folder / "data"
         password_file = self._folder / "password"

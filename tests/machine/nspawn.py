@@ -11,16 +11,13 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from harness.lasting import Lasting
 from harness.processes import Keeper, Managed
 from harness.waiting import wait_until
 from machine.guest import RUN_SECONDS, Guest, GuestError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 BOOT_SECONDS = 60.0
 _REBOOT = 133
@@ -60,7 +57,7 @@ def missing() -> str | None:
     return f"an overlay cannot be mounted here: {tried.stderr.strip()}" if tried.returncode else None
 
 
-class NspawnMachine(Guest):
+class NspawnMachine(Lasting, Guest):
     """One machine; what it writes goes into ``folder``, and what it is made of stays as it is.
 
     :param folder: is created; holds the machine's changes and its console.
@@ -84,22 +81,9 @@ class NspawnMachine(Guest):
         if prepare is not None:
             prepare(folder / "upper")
 
-    def __enter__(self) -> Self:
-        try:
-            self.boot()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # Life cycle
 
-    def boot(self) -> None:
+    def start(self) -> None:
         """Start the machine and wait until systemd says that all is started, or that something failed.
 
         :raises GuestError: it ended instead.
@@ -152,7 +136,7 @@ class NspawnMachine(Guest):
         if self._process.exit_code != _REBOOT:
             raise GuestError(f"the machine ended with exit code {self._process.exit_code}: {self._tail()}")
         self._remove_cgroups()
-        self.boot()
+        self.start()
 
     def close(self) -> None:
         """End it, without waiting for anything inside to end well."""

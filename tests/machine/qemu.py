@@ -16,14 +16,12 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
+from harness.lasting import Lasting
 from harness.processes import Keeper, Managed
 from harness.waiting import WaitTimeoutError, wait_until
 from machine.guest import RUN_SECONDS, Guest, GuestError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 BOOT_SECONDS = 300.0
 SERVER_ADDRESS = "10.0.2.100"
@@ -68,7 +66,7 @@ def missing() -> str | None:
     return None
 
 
-class QemuMachine(Guest):
+class QemuMachine(Lasting, Guest):
     """One machine with a disk of its own.
 
     :param folder: is created; holds the disk and the console's output.
@@ -101,19 +99,6 @@ class QemuMachine(Guest):
         folder.mkdir(parents=True)
         self._disk = folder / "disk.img"
         self._make_disk(layers, prepare)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _make_disk(self, layers: list[Path], prepare: Callable[[Path], None] | None) -> None:
         top = self.folder / "top"

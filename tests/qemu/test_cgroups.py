@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from harness.waiting import wait_until
@@ -47,6 +49,18 @@ def test_a_fork_bomb_ends_at_its_limit(edge: Edge) -> None:
     assert errand.wait() == "success", errand.log()
     assert 0 < errand.returned() < 60
     assert edge.guest.show(AGENT, "ActiveState") == "active"
+
+
+def test_what_a_task_writes_and_reads_is_counted(edge: Edge) -> None:
+    errand = edge.send("scribe", megabytes=8)
+    assert errand.wait() == "success", errand.log()
+    assert errand.returned() == 8 * MEBIBYTE
+    ((usage,),) = edge.site.query(f"SELECT usage FROM edge_agent_job WHERE run_id = '{errand.run_id}'")
+    used = json.loads(usage) if isinstance(usage, str) else usage
+    print(used)
+    # The rest is what the task's own log and its imports take.
+    assert 8 * MEBIBYTE <= used["io_write_bytes"] < 16 * MEBIBYTE
+    assert 8 * MEBIBYTE <= used["io_read_bytes"] < 80 * MEBIBYTE
 
 
 def test_nothing_is_left_of_ended_jobs(edge: Edge) -> None:

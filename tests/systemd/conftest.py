@@ -36,7 +36,7 @@ def make_machine(images: Images, keeper: Keeper, tmp_path_factory: pytest.TempPa
         folder = tmp_path_factory.mktemp("machine") / "m"
         machine = NspawnMachine(folder, keeper=keeper, layers=layers or images.agent(BOOKWORM), prepare=prepare)
         machines.append(machine)
-        machine.boot()
+        machine.start()
         return machine
 
     yield make
@@ -65,7 +65,7 @@ def make_edge(
         folder = tmp_path_factory.mktemp("machine") / "m"
         machine = NspawnMachine(folder, keeper=keeper, layers=images.agent(BOOKWORM), prepare=furnish)
         machines.append(machine)
-        machine.boot()
+        machine.start()
         return _enrolled(machine, site, settings)
 
     yield make

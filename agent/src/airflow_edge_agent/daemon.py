@@ -144,6 +144,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     settings = loaded.settings
     store = DirectoryJobStore(settings.jobs_dir, settings.runner_dir)
     maintenance = MaintenanceFile(settings.state_dir)
+    environment = task_environment(settings)
     runner = SubprocessRunner(
         python=settings.runner.python,
         socket_path=settings.runner_socket,
@@ -153,7 +154,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
             idle_seconds=settings.runner.idle_seconds,
             stop_without_agent_seconds=settings.runner.stop_without_agent_seconds,
         ),
-        environment=task_environment(settings),
+        environment=environment,
     )
     core = AgentCore(limits_of(settings))
     pump = Pump(
@@ -195,7 +196,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     )
     link.versions = versions
 
-    runtime = TaskRuntime(RuntimeWatch(settings.runner.python, task_environment(settings)), store, link, versions)
+    runtime = TaskRuntime(RuntimeWatch(settings.runner.python, environment), store, link, versions)
     pump.on_runner_problem = runtime.failed
     loop = asyncio.get_running_loop()
     progress = Progress()

@@ -132,6 +132,25 @@ def rabbits() -> None:
 
 
 @dag(schedule=None, catchup=False)
+def scribe() -> None:
+    """Write megabytes to the disk, and read them from there again."""
+
+    @task(retries=0)
+    def scribe() -> int:
+        path = folder() / "text"
+        with path.open("wb") as file:
+            for _ in range(get_current_context()["dag_run"].conf["megabytes"]):
+                file.write(os.urandom(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+            # Out of memory, so that they have to be read.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return len(path.read_bytes())
+
+    scribe()
+
+
+@dag(schedule=None, catchup=False)
 def place() -> None:
     """Return what the kernel says about where the task is."""
 
@@ -153,4 +172,5 @@ hold()
 spy()
 glutton()
 rabbits()
+scribe()
 place()
