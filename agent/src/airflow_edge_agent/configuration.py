@@ -17,6 +17,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from airflow_edge_agent.protocol.frames import (
+    MAX_CONFIGURATION_BYTES,
+    MAX_CONFIGURATION_NAME,
+    MAX_CONFIGURATION_SETTINGS,
+)
 from airflow_edge_agent.settings import ENV_PREFIX, Settings
 
 DEFAULT_CONFIG = Path("/etc/airflow-edge-agent/agent.toml")
@@ -273,6 +278,24 @@ def shown(loaded: Loaded) -> list[Shown]:
         Shown(".".join(path), MASK if is_secret(path) and value not in (None, {}, []) else value, _origin(merged, path))
         for path, value in leaves(values)
     ]
+
+
+_REPORTED = frozenset(
+    {"queues", "concurrency", "carrier", "spool_max_mb", "drain", "runner", "limits", "log", "health", "state_dir"}
+)
+"""Settings that the server may know: what says how much the agent does, and how."""
+
+
+def reported(settings: Settings) -> dict[str, Any] | None:
+    """Describe to the server how the agent is configured, by the names of the settings; ``None``: that is too much."""
+    values = {
+        ".".join(path): value
+        for path, value in leaves(settings.model_dump(mode="json", include=set(_REPORTED)))
+        if not is_secret(path) and path[:2] != ("runner", "pass_env")
+    }
+    values["bundles"] = sorted(settings.bundles)
+    fits = len(values) <= MAX_CONFIGURATION_SETTINGS and len(json.dumps(values)) <= MAX_CONFIGURATION_BYTES
+    return values if fits and all(len(name) <= MAX_CONFIGURATION_NAME for name in values) else None
 
 
 def _origin(merged: _Merged, path: Path_) -> str:

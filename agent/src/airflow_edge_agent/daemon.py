@@ -40,7 +40,7 @@ from airflow_edge_agent.adapters.relay_socket import RelayListener
 from airflow_edge_agent.adapters.runner import RunnerOptions, SubprocessRunner
 from airflow_edge_agent.adapters.runtime_env import task_environment
 from airflow_edge_agent.adapters.runtime_watch import RuntimeWatch
-from airflow_edge_agent.configuration import DEBUG_VARIABLE, Loaded
+from airflow_edge_agent.configuration import DEBUG_VARIABLE, Loaded, reported
 from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.backoff import Backoff
 from airflow_edge_agent.core.events import MaintenanceRemembered
@@ -187,6 +187,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
             state=core.state,
             execution_api=settings.execution_api,
             jobs=core.held_jobs(),
+            configuration=reported(operations.loaded.settings),
         )
 
     enrolment = Enrolment()

@@ -226,6 +226,12 @@ def local_log_files(relative_path: str) -> list[str]:
     return [str(file) for file in found if file.is_file() and file.resolve().is_relative_to(base)]
 
 
+def base_url() -> str | None:
+    """Return where the api-server is reached, as configured; ``None``: it is not."""
+    url = conf.get("api", "base_url", fallback=None)
+    return str(url).rstrip("/") or None if url else None
+
+
 @dataclass(frozen=True, slots=True)
 class AdminUser:
     """Somebody who uses the admin API."""

@@ -26,6 +26,8 @@ class Settings:
     log_retention_days: float
     execution_api_url: str | None
     reconnect_spread_seconds: float = 2.0
+    metric_retention_days: float = 1.0
+    event_retention_days: float = 30.0
     max_connections: int = 5_000
     agent_connections: int = 8
     agent_requests_per_second: float = 100.0
@@ -51,6 +53,8 @@ def load(source: Any = conf) -> Settings:
         disconnect_grace_seconds=_number(source, "disconnect_grace", 300, 1, 30 * 86_400),
         job_retention_days=_number(source, "job_retention", 7, 0, 36_500),
         log_retention_days=_number(source, "log_retention", 30, 0, 36_500),
+        metric_retention_days=_number(source, "metric_retention", 1, 0, 366),
+        event_retention_days=_number(source, "event_retention", 30, 0, 36_500),
         execution_api_url=(url or "").strip() or None,
         reconnect_spread_seconds=_number(source, "reconnect_spread", 2, 0, 300),
         max_connections=int(_number(source, "max_connections", 5_000, 1, 10_000_000)),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_edge_server import config
-from airflow_edge_server.store import agents, purge, queue
+from airflow_edge_server.store import agents, controls, purge, queue
 from airflow_edge_server.store.transaction import airflow_sessions, write
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,11 @@ class Housekeeping:
         self._return_unstarted_jobs(settings)
         self._end_lost_jobs(settings)
         self._revoke_stale_jobs()
+        self._end_due_maintenance()
         now = time.monotonic()
         if now >= self.next_purge:
-            self.next_purge = now if self._purge(settings).more else now + PURGE_SECONDS
+            more = self._purge(settings).more | self._purge_history(settings).more
+            self.next_purge = now if more else now + PURGE_SECONDS
 
     def _notice_silent_agents(self, settings: config.Settings) -> None:
         for agent in write(
@@ -86,6 +89,19 @@ class Housekeeping:
         )
         if revoked:
             log.info("%d queued jobs were taken back: their tasks do not wait for them any more", revoked)
+
+    def _end_due_maintenance(self) -> None:
+        now = datetime.now(UTC)
+        for name in write(airflow_sessions, lambda session: controls.end_due_maintenance(session, now)):
+            log.info("Maintenance of agent %s has come to the end it was given", name)
+
+    def _purge_history(self, settings: config.Settings) -> purge.Purged:
+        return write(
+            airflow_sessions,
+            lambda session: purge.purge_history(
+                session, metric_days=settings.metric_retention_days, event_days=settings.event_retention_days
+            ),
+        )
 
     def _purge(self, settings: config.Settings) -> purge.Purged:
         return write(

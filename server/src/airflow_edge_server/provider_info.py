@@ -121,6 +121,18 @@ def get_provider_info() -> dict[str, Any]:
                         "agent API; no token of Airflow's leaves the server. ``direct``: by themselves, with a token\n"
                         "of their own. An agent may choose ``direct`` for itself.\n",
                     ),
+                    "metric_retention": _option(
+                        "float",
+                        "1",
+                        "1",
+                        "Days that the measurements of agents' hosts are kept: one a minute and agent.\n",
+                    ),
+                    "event_retention": _option(
+                        "float",
+                        "30",
+                        "30",
+                        "Days that is kept what has happened to agents: connected, lost, in maintenance, ...\n",
+                    ),
                     "execution_api_url": _option(
                         "string",
                         None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_edge_agent.configuration import MASK, ConfigError, Loaded, load, shown
+from airflow_edge_agent.configuration import MASK, ConfigError, Loaded, load, load_settings, reported, shown
 
 MINIMAL = 'server_url = "https://airflow.example.com"\n'
 
@@ -140,3 +141,21 @@ def test_files_are_bounded(tmp_path: Path) -> None:
         (tmp_path / "conf.d" / f"{number}.toml").write_text("")
     with pytest.raises(ConfigError, match="at most 100"):
         load(path, {})
+
+
+def test_the_server_is_told_of_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(
+        'server_url = "https://user:canary-1@airflow.example.com"\nqueues = ["plant"]\n'
+        '[runner]\nenv = {PASSWORD = "canary-2", PLAIN = "canary-3"}\npass_env = ["CANARY_4"]\n'
+        '[bundles.plant]\nclasspath = "x.Y"\nkwargs = {token = "canary-5"}\n'
+        '[custom_metrics.ups]\ncommand = ["ups", "--key", "canary-6"]\n'
+    )
+    told = reported(load_settings(file, {}))
+    assert told is not None
+    assert "canary" not in json.dumps(told).lower()
+    assert (told["queues"], told["bundles"]) == (["plant"], ["plant"])
+    assert load_settings(file, {}).concurrency == told["concurrency"]
+    # What is too much for a hello is left out: the agent must come in all the same.
+    file.write_text(file.read_text() + "".join(f'[limits.queues.q{n}]\nmemory_max = "1G"\n' for n in range(600)))
+    assert reported(load_settings(file, {})) is None

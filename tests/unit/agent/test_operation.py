@@ -246,6 +246,35 @@ def test_queues_and_slots_are_told_at_once() -> None:
     assert [(s.slots_total, s.queues) for s in agent.sent(f.Status)][-2:] == [(9, None), (9, ["default", "press"])]
 
 
+def test_the_servers_word_on_slots_and_queues_counts_before_the_configuration() -> None:
+    agent = Core()
+    wanted = f.Controls(revision=3, slots=1, queues_added=["night"], queues_removed=["default"], drain=True)
+    agent.feed(FrameArrived(wanted))
+    status = agent.sent(f.Status)[-1]
+    assert (status.slots_total, status.queues, status.controls) == (1, ["night"], 3)
+    agent.run_job()
+    agent.feed(FrameArrived(make_offer()))
+    assert agent.sent(f.Refuse)[-1].reason == "0 slots free, 1 needed"
+    # What somebody at the site wants meanwhile is kept, and counts when the server wants nothing more.
+    agent.feed(LimitsChanged(replace(agent.core.limits, concurrency=9, queues=("default", "press"))))
+    assert (agent.core.concurrency, agent.core.queues) == (1, ("press", "night"))
+    agent.feed(FrameArrived(f.Controls(revision=4)))
+    status = agent.sent(f.Status)[-1]
+    assert (status.slots_total, status.queues, status.controls) == (9, ["default", "press"], 4)
+    assert any("as the server wants it" in i.message for i in agent.out if isinstance(i, Say))
+
+
+def test_a_welcome_without_controls_takes_back_what_was_wanted() -> None:
+    agent = Core()
+    agent.feed(FrameArrived(f.Controls(revision=1, slots=2)))
+    assert agent.core.concurrency == 2
+    agent.feed(LinkLost("cut"))
+    assert agent.core.concurrency == 2
+    agent.feed(LinkOpened(make_welcome()))
+    assert agent.core.concurrency == 4
+    assert agent.sent(f.Status)[-1].controls == 0
+
+
 # Stop
 
 

@@ -42,6 +42,7 @@ from airflow_edge_agent.protocol.frames import (
     AcceptAck,
     Cancel,
     Close,
+    Controls,
     Goodbye,
     HeldJob,
     Intervals,
@@ -141,13 +142,14 @@ class AgentCore(OperatedAgent):
     def status(self) -> Status:
         """Describe state and slots as they are now, under a number that grows with each change."""
         number = 1 if self._described is None else self._described.sequence
-        queues = self.limits.queues
+        as_in_hello = self.controls is None and self.queues == self._first_queues
         status = Status(
             state=self.state,
-            slots_total=self.limits.concurrency,
+            slots_total=self.concurrency,
             slots_used=self.slots_used,
             problem=self.hindrance,
-            queues=None if queues == self._first_queues else list(queues),
+            queues=None if as_in_hello else list(self.queues),
+            controls=0 if self.controls is None else self.controls.revision,
             sequence=number,
         )
         if self._described is not None and status != self._described:
@@ -242,8 +244,8 @@ class AgentCore(OperatedAgent):
                     job.result_acked = True
             case LogAck(job_id=job_id, next_offset=next_offset):
                 self._log_acked(job_id, next_offset)
-            case Maintenance():
-                self._maintenance(frame)
+            case Maintenance() | Controls():
+                self._steered(frame)
             case Close():
                 self._closed(frame, now)
             case UnknownFrame(frame_type="maintenance_asked"):
@@ -300,8 +302,8 @@ class AgentCore(OperatedAgent):
             return problem
         if self.state not in TAKES_JOBS:
             return f"the agent is in state '{self.state}'"
-        if self.slots_used + offer.slots > self.limits.concurrency:
-            return f"{self.limits.concurrency - self.slots_used} slots free, {offer.slots} needed"
+        if self.slots_used + offer.slots > self.concurrency:
+            return f"{max(self.concurrency - self.slots_used, 0)} slots free, {offer.slots} needed"
         if len(self.jobs) >= MAX_JOBS:
             return f"{len(self.jobs)} jobs are held here already; the server has not taken their results and logs"
         return None

@@ -19,7 +19,7 @@ from airflow_edge_agent.core.events import (
 from airflow_edge_agent.core.jobs import AgentJob
 from airflow_edge_agent.core.maintenance import MaintenanceMemory, MaintenanceRecord, settles
 from airflow_edge_agent.core.policy import Limits
-from airflow_edge_agent.protocol.frames import Maintenance, MaintenanceAsked, Welcome
+from airflow_edge_agent.protocol.frames import Controls, Maintenance, MaintenanceAsked, Welcome
 from airflow_edge_agent.protocol.states import AgentEvent, AgentState, can, next_state
 
 
@@ -36,6 +36,8 @@ class OperatedAgent(ABC):
         self._drain_until: float | None = None
         self._server_wish: Maintenance | None = None
         self._first_queues = limits.queues
+        self.controls: Controls | None = None
+        """What the server wants otherwise than configured, as last heard."""
         self._out: list[Instruction] = []
 
     def _operated(self, event: Event, now: float) -> None:
@@ -76,6 +78,7 @@ class OperatedAgent(ABC):
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._server_wish = None
+        self._control(welcome.controls)
         if welcome.maintenance is not None:
             self._server_wish = Maintenance(
                 on=welcome.maintenance,
@@ -86,6 +89,12 @@ class OperatedAgent(ABC):
             self._maintenance(self._server_wish)
         if self.maintenance.untold is not None:
             self._out.append(Send(self.maintenance.untold))
+
+    def _steered(self, frame: Maintenance | Controls) -> None:
+        if isinstance(frame, Controls):
+            self._control(frame)
+        else:
+            self._maintenance(frame)
 
     def _maintenance(self, frame: Maintenance) -> None:
         """Obey the server, unless a decision made here is still on its way to it."""
@@ -134,6 +143,40 @@ class OperatedAgent(ABC):
             self.maintenance = memory
             self._out.append(KeepMaintenance(memory))
 
+    # --- What the server wants otherwise than configured --------------------------------------------------------------
+
+    @property
+    def concurrency(self) -> int:
+        """How many slots there are: the server's word counts before the configuration's."""
+        return (self.controls and self.controls.slots) or self.limits.concurrency
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that are served: the configured ones, with what the server adds and without what it removes."""
+        controls = self.controls
+        if controls is None:
+            return self.limits.queues
+        own = [queue for queue in self.limits.queues if queue not in controls.queues_removed]
+        return (*own, *(queue for queue in controls.queues_added if queue not in own))
+
+    @property
+    def drained_by_server(self) -> bool:
+        """Whether the server offers nothing here, because an administrator wants it so."""
+        return self.controls is not None and self.controls.drain
+
+    def _control(self, controls: Controls | None) -> None:
+        slots, queues, drained = self.concurrency, self.queues, self.drained_by_server
+        self.controls = controls
+        changes = []
+        if self.concurrency != slots:
+            changes.append(f"{self.concurrency} slots instead of {slots}")
+        if self.queues != queues:
+            changes.append(f"queues are now: {', '.join(self.queues) or 'none'}")
+        if self.drained_by_server != drained:
+            changes.append("takes jobs again" if drained else "takes no new jobs")
+        for change in changes:
+            self._say("info", f"{change}, as the server wants it", name="controls")
+
     # --- Drain and limits ---------------------------------------------------------------------------------------------
 
     def _drain(self, event: DrainAsked, now: float) -> None:
@@ -150,8 +193,9 @@ class OperatedAgent(ABC):
             self._say("info", f"takes jobs again, on request of {by}", name="resumed")
 
     def _limits_changed(self, limits: Limits) -> None:
-        if limits.concurrency != self.limits.concurrency:
-            self._say("info", f"{limits.concurrency} slots instead of {self.limits.concurrency}")
-        if limits.queues != self.limits.queues:
-            self._say("info", f"queues are now: {', '.join(limits.queues)}")
+        slots, queues = self.concurrency, self.queues
         self.limits = limits
+        if self.concurrency != slots:
+            self._say("info", f"{self.concurrency} slots instead of {slots}")
+        if self.queues != queues:
+            self._say("info", f"queues are now: {', '.join(self.queues)}")

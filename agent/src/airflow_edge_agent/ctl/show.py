@@ -28,6 +28,7 @@ def status(answer: dict[str, Any]) -> list[str]:
         )
     lines.append(f"  slots        {answer['slots_used']} of {answer['slots_total']} in use")
     lines.append(f"  queues       {plain(', '.join(answer['queues']))}")
+    lines += _server_wants(answer.get("server_wants"))
     lines += _maintenance(answer.get("maintenance"))
     if answer.get("drained_by"):
         lines.append(f"  drained      by {plain(answer['drained_by'])}: takes no new jobs until `edgectl resume`")
@@ -44,6 +45,19 @@ def status(answer: dict[str, Any]) -> list[str]:
         lines.append(f"  runtime      Task SDK {runtime['task_sdk']}, {plain(str(runtime.get('runtime_python', '')))}")
     lines.append(f"  daemon       {answer['version']}, pid {answer['pid']}, up {span(answer['uptime_seconds'])}")
     return lines
+
+
+def _server_wants(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    wants = []
+    if found.get("slots"):
+        wants.append(f"{found['slots']} slots instead of the {found['slots_configured']} configured")
+    wants += [f"queue {plain(queue)} as well" for queue in found.get("queues_added", [])]
+    wants += [f"not queue {plain(queue)}" for queue in found.get("queues_removed", [])]
+    if found.get("drain"):
+        wants.append("no new jobs here, until it takes that back")
+    return [f"  {'' if n else 'server wants':<12} {want}" for n, want in enumerate(wants)]
 
 
 def _maintenance(found: dict[str, Any] | None) -> list[str]:

@@ -34,6 +34,11 @@ MAX_LOG_CHUNK_BYTES = 256 * 1024
 MAX_CUSTOM_BYTES = 16 * 1024
 """Most bytes, as JSON, of the figures that a site's own commands add to a heartbeat."""
 
+MAX_CONFIGURATION_SETTINGS = 500
+MAX_CONFIGURATION_NAME = 400
+MAX_CONFIGURATION_BYTES = 32 * 1024
+"""Most bytes, as JSON, of what an agent says of its configuration."""
+
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Most bytes of one encoded batch."""
 
@@ -52,6 +57,23 @@ Percent = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 class _Frame(BaseModel):
     # Each is built when it is first used: an end of the line makes half of them, and reads the others as a union.
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
+
+
+def _bounded(most_bytes: int, what: str) -> AfterValidator:
+    def check(figures: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        size = len(json.dumps(figures, allow_nan=False))
+        if size > most_bytes:
+            raise ValueError(f"{size} bytes of {what}; at most {most_bytes} are taken")
+        return figures
+
+    return AfterValidator(check)
+
+
+Configuration = Annotated[
+    dict[Annotated[str, Field(max_length=MAX_CONFIGURATION_NAME)], JsonValue],
+    Field(max_length=MAX_CONFIGURATION_SETTINGS),
+    _bounded(MAX_CONFIGURATION_BYTES, "configuration"),
+]
 
 
 class Versions(_Frame):
@@ -97,6 +119,8 @@ class Hello(_Frame):
     execution_api: Literal["relay", "direct"] = "direct"
     """How the agent lets tasks reach Airflow's Execution API: through itself, or by themselves with a token."""
     jobs: Annotated[list[HeldJob], Field(max_length=MAX_JOBS)]
+    configuration: Configuration | None = None
+    """What it is configured with, by the names of its settings, without secrets."""
 
 
 class Status(_Frame):
@@ -112,6 +136,8 @@ class Status(_Frame):
     """The queues it serves, if they have changed since the start of the daemon; ``None``: as in the hello."""
     sequence: int = Field(default=0, ge=0, le=2**31 - 1)
     """Grows whenever what is said above changes: of two that overtake each other, the greater is true. 0: not told."""
+    controls: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Revision of the :class:`Controls` that this goes by. 0: none."""
 
 
 class Metrics(_Frame):
@@ -140,15 +166,10 @@ class Metrics(_Frame):
     """Resident memory of the daemon itself."""
 
 
-def _bounded(figures: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    size = len(json.dumps(figures, allow_nan=False))
-    if size > MAX_CUSTOM_BYTES:
-        raise ValueError(f"{size} bytes of custom figures; at most {MAX_CUSTOM_BYTES} are taken")
-    return figures
-
-
 CustomFigures = Annotated[
-    dict[Annotated[str, Field(max_length=60)], JsonValue], Field(max_length=20), AfterValidator(_bounded)
+    dict[Annotated[str, Field(max_length=60)], JsonValue],
+    Field(max_length=20),
+    _bounded(MAX_CUSTOM_BYTES, "custom figures"),
 ]
 
 
@@ -258,6 +279,23 @@ class Intervals(_Frame):
     """Over how long a time agents spread their return, when the server has ended all connections at once."""
 
 
+class Controls(_Frame):
+    """Server to agent: what an administrator wants otherwise than your own configuration says.
+
+    Replaces whatever was wanted before. Obeyed until the next one, or until a welcome that has none.
+    """
+
+    type: Literal["controls"] = "controls"
+    revision: int = Field(ge=0, le=2**31 - 1)
+    """Grows with each change; a status tells which one the agent goes by."""
+    slots: Annotated[int, Field(ge=1, le=MAX_JOBS)] | None = None
+    """How many jobs at a time; ``None``: as configured."""
+    queues_added: Annotated[list[Queue], Field(max_length=100)] = []
+    queues_removed: Annotated[list[Queue], Field(max_length=100)] = []
+    drain: bool = False
+    """Nothing is offered until this is taken back."""
+
+
 class Welcome(_Frame):
     """Server to agent, answer to a hello: the session is open."""
 
@@ -275,6 +313,8 @@ class Welcome(_Frame):
     maintenance_comment: Text | None = None
     maintenance_by: Word | None = None
     maintenance_since: AwareDatetime | None = None
+    controls: Controls | None = None
+    """What is wanted otherwise than configured; ``None``: nothing."""
 
 
 class Offer(_Frame):
@@ -362,7 +402,7 @@ class UnknownFrame(_Frame):
 AgentFrame = (
     Hello | Status | Heartbeat | Accept | Refuse | Started | Result | Log | MaintenanceAsked | Goodbye | UnknownFrame
 )
-ServerFrame = Welcome | Offer | AcceptAck | ResultAck | LogAck | Cancel | Maintenance | Close | UnknownFrame
+ServerFrame = Welcome | Offer | AcceptAck | ResultAck | LogAck | Cancel | Maintenance | Controls | Close | UnknownFrame
 AnyFrame = AgentFrame | ServerFrame
 
 

@@ -174,7 +174,7 @@ class Control:
             case _Look(do="jobs"):
                 return {"jobs": self._reporter.jobs()}
             case _Look(do="queues"):
-                return {"queues": list(core.limits.queues)}
+                return {"queues": list(core.queues)}
             case _Look(do="facts"):
                 return self._powers.facts() | {"status": self._reporter.report()}
             case _Maintenance():

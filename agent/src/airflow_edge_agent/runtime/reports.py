@@ -41,7 +41,7 @@ class Reporter:
     def line(self) -> str:
         """Describe it in one line, for the service manager."""
         core, now = self._core, asyncio.get_running_loop().time()
-        parts = [f"running {core.slots_used}/{core.limits.concurrency}"]
+        parts = [f"running {core.slots_used}/{core.concurrency}"]
         if core.stopping:
             parts[0] = f"stopping, waits for {core.running_jobs}" if core.slots_used else "stopping"
         elif core.state in IN_MAINTENANCE:
@@ -79,8 +79,9 @@ class Reporter:
             "last_heartbeat_seconds": None if beat is None else round(now - beat, 1),
             "last_contact_seconds": None if contact is None else round(now - contact, 1),
             "slots_used": core.slots_used,
-            "slots_total": core.limits.concurrency,
-            "queues": list(core.limits.queues),
+            "slots_total": core.concurrency,
+            "queues": list(core.queues),
+            "server_wants": self.server_wants(),
             "running": [job.label for job in core.jobs.values() if job.holds_slots],
             "undelivered": core.undelivered,
             "maintenance": self.maintenance(),
@@ -108,6 +109,20 @@ class Reporter:
         elif not self._core.connected:
             faults.append(f"not connected: {self._link.fault or 'connecting'}")
         return faults
+
+    def server_wants(self) -> dict[str, Any] | None:
+        """Say what the server wants otherwise than the configuration; ``None``: nothing."""
+        core = self._core
+        wanted = core.controls
+        if wanted is None or not (wanted.slots or wanted.queues_added or wanted.queues_removed or wanted.drain):
+            return None
+        return {
+            "slots": wanted.slots,
+            "slots_configured": core.limits.concurrency,
+            "queues_added": wanted.queues_added,
+            "queues_removed": wanted.queues_removed,
+            "drain": wanted.drain,
+        }
 
     def maintenance(self) -> dict[str, Any] | None:
         """Describe the maintenance; ``None``: there is none."""

@@ -292,18 +292,23 @@ class CancelOrder(_Asked):
     reason: Comment | None = None
 
 
-class BulkOrder(_Asked):
+class AgentOrder(_Asked):
+    """What is to be done to an agent."""
+
+    action: AgentAction
+    comment: Comment | None = Field(default=None, description="For maintenance.")
+    for_seconds: MaintenanceSeconds | None = Field(default=None, description="For maintenance_on.")
+    slots: SlotsWanted | None = Field(default=None, description="For concurrency; null: as configured there.")
+    add: QueueNames = Field(default=[], description="For queues.")
+    remove: QueueNames = Field(default=[], description="For queues.")
+    reset: bool = Field(default=False, description="For queues.")
+    running_jobs: Literal["finish", "cancel"] = Field(default="finish", description="For revoke.")
+
+
+class BulkOrder(AgentOrder):
     """Do the same to several agents."""
 
     names: Annotated[list[Name], Field(min_length=1, max_length=1_000)]
-    action: AgentAction
-    comment: Comment | None = None
-    for_seconds: MaintenanceSeconds | None = None
-    slots: SlotsWanted | None = None
-    add: QueueNames = []
-    remove: QueueNames = []
-    reset: bool = False
-    running_jobs: Literal["finish", "cancel"] = "finish"
     dry_run: bool = Field(default=False, description="Only say what would be done.")
 
 
@@ -322,6 +327,52 @@ class BulkDone(_Said):
     dry_run: bool
     failed: int
     results: list[Done]
+
+
+Platform = Literal["deb", "rpm", "manual"]
+
+
+class JoinTokenItem(_Said):
+    """A join token, without its secret."""
+
+    id: str
+    name_pattern: str
+    queues: list[str] = Field(description="What its agents may serve; '*' stands for every queue.")
+    team: str | None
+    uses_left: int
+    usable: bool = Field(description="Whether it still lets somebody in.")
+    expires_at: datetime
+    created_at: datetime
+    created_by: str | None
+    used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class JoinTokenList(_Said):
+    """Join tokens, newest first."""
+
+    items: list[JoinTokenItem]
+
+
+class JoinTokenOrder(_Asked):
+    """Make a join token."""
+
+    name_pattern: Annotated[str, Field(min_length=1, max_length=63)] = Field(
+        description="Name of the agent, or names with * and ?."
+    )
+    queues: Annotated[list[Queue], Field(min_length=1, max_length=100)]
+    valid_seconds: Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)] = 86_400
+    team: Annotated[str, Field(max_length=64)] | None = None
+    uses: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+
+class NewJoinToken(_Said):
+    """A join token as it was made; its text cannot be had again."""
+
+    id: str
+    token: str
+    expires_at: datetime
+    commands: dict[Platform, list[str]] = Field(description="What to run on the new machine; they ask for the token.")
 
 
 class Fault(_Said):

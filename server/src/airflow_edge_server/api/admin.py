@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 from airflow_edge_agent.protocol.frames import NAME_PATTERN
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
-from airflow_edge_server.admin import models, views
-from airflow_edge_server.api.admin_access import Authenticate, BodyLimit, make_gate
+from airflow_edge_server import compat
+from airflow_edge_server.admin import actions, joining, models, views
+from airflow_edge_server.api.admin_access import Authenticate, BodyLimit, Gate, make_gate
 from airflow_edge_server.compat import AdminUser
 from airflow_edge_server.store import fleet
-from airflow_edge_server.store.transaction import Sessions, read
+from airflow_edge_server.store.transaction import Sessions, read, write
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,14 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
     401: {"model": models.Fault, "description": "Nobody whom Airflow knows."},
     403: {"model": models.Fault, "description": "Not allowed."},
     404: {"model": models.Fault, "description": "No such thing."},
+    409: {"model": models.Fault, "description": "It cannot be done as things are."},
+    413: {"model": models.Fault, "description": "The body is too large."},
     503: {"model": models.Fault, "description": "The database cannot be used; come again after Retry-After."},
 }
 
 AgentName = Annotated[str, Path(pattern=NAME_PATTERN)]
+JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+JoinTokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
 Pattern = Annotated[str | None, Query(max_length=100, description="A pattern with * and ?; case does not matter.")]
@@ -73,6 +78,8 @@ def create_admin_app(
     # Nothing is open by oversight: every route below needs at least the right to look.
     router = APIRouter(dependencies=[Depends(gate.viewer)])
     _add_reading(router, sessions)
+    changing = APIRouter(dependencies=[Depends(gate.changer)])
+    _add_changing(changing, sessions, gate)
 
     @app.get("/me")
     async def me(user: AdminUser = Depends(gate.known)) -> models.Me:  # noqa: B008, FAST002  made in this call
@@ -86,9 +93,11 @@ def create_admin_app(
         return JSONResponse(app.openapi())
 
     app.include_router(router)
+    app.include_router(changing)
     app.add_middleware(BodyLimit)
     app.add_exception_handler(DBAPIError, _database_failed)
     app.add_exception_handler(views.NotFoundError, _not_found)
+    app.add_exception_handler(actions.ConflictError, _conflict)
     return app
 
 
@@ -164,6 +173,86 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         """List jobs, and why those that wait do so."""
         wanted = fleet.JobFilter(states=state or (), queue=queue, agent=agent, dag_id=dag_id)
         return look(lambda session: views.list_jobs(session, wanted, limit=limit, offset=offset))
+
+
+def _add_changing(router: APIRouter, sessions: Sessions, gate: Gate) -> None:
+    async def actor(request: Request, user: AdminUser = Depends(gate.changer)) -> actions.Actor:  # noqa: B008
+        return actions.Actor(user.name, request.client.host if request.client else "unknown")
+
+    who: Any = Depends(actor)
+
+    def order(name: str, what: models.AgentOrder, by: actions.Actor) -> models.Done:
+        return write(sessions, lambda session: actions.order(session, name, what, by))
+
+    @router.post("/agents/bulk")
+    def order_many(asked: models.BulkOrder, by: actions.Actor = who) -> models.BulkDone:
+        """Do the same to several agents. Each result says what became of it; one that fails keeps no other back."""
+        return actions.order_many(sessions, asked.names, asked, by, dry_run=asked.dry_run)
+
+    @router.post("/agents/{name}/maintenance")
+    def maintenance(name: AgentName, asked: models.MaintenanceOrder, by: actions.Actor = who) -> models.Done:
+        """Put an agent into maintenance, or take it out: in maintenance it gets no new jobs."""
+        what = models.AgentOrder(
+            action="maintenance_on" if asked.on else "maintenance_off",
+            comment=asked.comment,
+            for_seconds=asked.for_seconds,
+        )
+        return order(name, what, by)
+
+    @router.post("/agents/{name}/drain")
+    def drain(name: AgentName, asked: models.DrainOrder, by: actions.Actor = who) -> models.Done:
+        """Offer an agent nothing more, or offer it jobs again. What it runs goes on."""
+        return order(name, models.AgentOrder(action="drain" if asked.on else "resume"), by)
+
+    @router.post("/agents/{name}/concurrency")
+    def concurrency(name: AgentName, asked: models.ConcurrencyOrder, by: actions.Actor = who) -> models.Done:
+        """Let an agent run so many jobs at a time, whatever its configuration says."""
+        return order(name, models.AgentOrder(action="concurrency", slots=asked.slots), by)
+
+    @router.post("/agents/{name}/queues")
+    def queues(name: AgentName, asked: models.QueuesOrder, by: actions.Actor = who) -> models.Done:
+        """Let an agent serve more queues than it is configured with, or fewer."""
+        what = models.AgentOrder(action="queues", add=asked.add, remove=asked.remove, reset=asked.reset)
+        return order(name, what, by)
+
+    @router.post("/agents/{name}/revoke")
+    def revoke(name: AgentName, asked: models.RevokeOrder, by: actions.Actor = who) -> models.Done:
+        """Take an agent's credentials away: its connection ends within two seconds, and it cannot come back."""
+        return order(name, models.AgentOrder(action="revoke", running_jobs=asked.running_jobs), by)
+
+    @router.delete("/agents/{name}")
+    def delete_agent(name: AgentName, by: actions.Actor = who) -> models.Done:
+        """Forget an agent that is offline, with its credentials and its past."""
+        return order(name, models.AgentOrder(action="delete"), by)
+
+    @router.post("/jobs/{job_id}/cancel")
+    def cancel_job(job_id: JobId, asked: models.CancelOrder, by: actions.Actor = who) -> models.Done:
+        """End a job. Airflow takes this try of the task for failed, and retries it if the Dag says so."""
+        return write(sessions, lambda session: actions.cancel_job(session, job_id, asked.reason, by))
+
+    @router.get("/join-tokens")
+    def list_join_tokens() -> models.JoinTokenList:
+        """List join tokens, without their secrets."""
+        return read(sessions, joining.list_join_tokens)
+
+    @router.post("/join-tokens", status_code=201)
+    def create_join_token(
+        request: Request, asked: models.JoinTokenOrder, by: actions.Actor = who
+    ) -> models.NewJoinToken:
+        """Make a join token. Its text is in this answer only, with the commands for a new machine."""
+        url = compat.base_url() or str(request.base_url.replace(path="/"))
+        return write(
+            sessions, lambda session: joining.create_join_token(session, asked, by, server_url=url.rstrip("/"))
+        )
+
+    @router.delete("/join-tokens/{token_id}")
+    def revoke_join_token(token_id: JoinTokenId, by: actions.Actor = who) -> models.Done:
+        """Let nobody in with a join token any more. Agents that came with it stay."""
+        return write(sessions, lambda session: joining.revoke_join_token(session, token_id, by))
+
+
+async def _conflict(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=409)
 
 
 async def _database_failed(request: Request, error: Exception) -> JSONResponse:

@@ -82,7 +82,7 @@ def forged(request: Request) -> str | None:
     No page can set ``Authorization`` on a request to another site, nor send JSON to it, without being allowed to by the
     server, and browsers say of themselves where a request comes from.
     """
-    if request.headers.get("authorization"):
+    if request.method == "GET" or request.headers.get("authorization"):
         return None
     if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         return "the request comes from another site's page"

@@ -25,6 +25,7 @@ from airflow_edge_agent.protocol.frames import (
     MAX_FRAMES,
     Cancel,
     Close,
+    Controls,
     Maintenance,
     Offer,
     ServerFrame,
@@ -64,6 +65,9 @@ ASK_SECONDS = 2.0
 
 _FORGET_SECONDS = 120.0
 _LAST_SECONDS = 3.0
+
+
+Order = Cancel | Maintenance | Controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,11 +506,11 @@ class Hub:
             if frames:
                 self._say(line, frames)
 
-    def _unrepeated(self, session_id: str, frames: Iterable[Cancel | Maintenance], now: float) -> list[ServerFrame]:
+    def _unrepeated(self, session_id: str, frames: Iterable[Order], now: float) -> list[ServerFrame]:
         told = self._told_of(session_id)
         fresh: list[ServerFrame] = []
         for frame in frames:
-            key = f"{frame.job_id}/{frame.fence}" if isinstance(frame, Cancel) else f"maintenance {frame.on}"
+            key = _name_of(frame)
             if now - told.at.get(key, -REPEAT_SECONDS) >= REPEAT_SECONDS:
                 told.at[key] = now
                 fresh.append(frame)
@@ -537,11 +541,17 @@ def _undisturbed(line: Line, notices: Notices) -> bool:
     return line.token_id not in notices.revoked_tokens and line.agent_name not in notices.maintenance
 
 
-def _orders(name: str, notices: Notices) -> list[Cancel | Maintenance]:
-    orders: list[Cancel | Maintenance] = list(notices.cancels.get(name, ()))
-    if name in notices.maintenance:
-        orders.append(notices.maintenance[name])
+def _orders(name: str, notices: Notices) -> list[Order]:
+    orders: list[Order] = list(notices.cancels.get(name, ()))
+    orders.extend(kind[name] for kind in (notices.maintenance, notices.controls) if name in kind)
     return orders
+
+
+def _name_of(order: Order) -> str:
+    """Return what tells an order from others to the same agent."""
+    if isinstance(order, Cancel):
+        return f"{order.job_id}/{order.fence}"
+    return f"maintenance {order.on}" if isinstance(order, Maintenance) else f"controls {order.revision}"
 
 
 def _superseded(line: Line, session_id: str | None) -> Close:

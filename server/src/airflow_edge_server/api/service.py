@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
@@ -36,6 +36,7 @@ from airflow_edge_server.config import Settings
 from airflow_edge_server.store import agents
 from airflow_edge_server.store import sessions as store
 from airflow_edge_server.store.dispatch import Room, read_rooms
+from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.jobs import JobBook
 from airflow_edge_server.store.presence import Presence, Sign
 from airflow_edge_server.store.transaction import Sessions, read, write
@@ -45,6 +46,19 @@ log = logging.getLogger(__name__)
 
 _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)
+
+
+REFUSED_QUIET_SECONDS = 600.0
+"""How long an agent whose name is in use is not noted again: it asks every second."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a batch has come."""
+
+    carrier: Literal["websocket", "http"]
+    over: str | None
+    """A session of that agent of which is known that nobody speaks for it any more."""
 
 
 @dataclass(slots=True)
@@ -97,7 +111,7 @@ class Service:
         :param over: a session of that agent of which is known that nobody speaks for it any more.
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
-        return self._handle(agent_name, batch, poll=batch.wait_seconds > 0, known=None, on_channel=False, over=over)
+        return self._handle(agent_name, batch, poll=batch.wait_seconds > 0, known=None, way=_Way("http", over))
 
     def on_channel(self, agent_name: str, batch: Batch, known: Status | None, over: str | None = None) -> Answer:
         """Answer a batch that came on a standing connection.
@@ -107,11 +121,9 @@ class Service:
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
         poll = bool(batch.frames) and batch.frames[0].get("type") == "hello"
-        return self._handle(agent_name, batch, poll=poll, known=known, on_channel=True, over=over)
+        return self._handle(agent_name, batch, poll=poll, known=known, way=_Way("websocket", over))
 
-    def _handle(
-        self, agent_name: str, batch: Batch, *, poll: bool, known: Status | None, on_channel: bool, over: str | None
-    ) -> Answer:
+    def _handle(self, agent_name: str, batch: Batch, *, poll: bool, known: Status | None, way: _Way) -> Answer:
         unknown, frames = self._decode(agent_name, batch.frames)
         if frames and isinstance(frames[0], Close):
             return Answer(batch.session_id, [frames[0]])
@@ -119,7 +131,7 @@ class Service:
         signs = [frame for frame in given if isinstance(frame, Status | Heartbeat)]
         answer = None
         if batch.session_id is not None and len(signs) == len(given):
-            if not on_channel:
+            if way.carrier == "http":
                 answer = self._hear_of(agent_name, batch.session_id, signs, poll=poll)
             elif all(frame == known for frame in signs if isinstance(frame, Status)):
                 # The dispatcher looks whether the session is still the agent's current one.
@@ -128,7 +140,7 @@ class Service:
         if answer is None:
             answer = write(
                 self._sessions,
-                lambda session: self._act(session, agent_name, batch.session_id, given, poll=poll, over=over),
+                lambda session: self._act(session, agent_name, batch.session_id, given, poll=poll, way=way),
             )
         answer.frames.extend(unknown)
         answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
@@ -194,9 +206,9 @@ class Service:
         frames: list[AgentFrame],
         *,
         poll: bool,
-        over: str | None,
+        way: _Way,
     ) -> Answer:
-        answer = self._apply(session, agent_name, session_id, frames, poll=poll, over=over)
+        answer = self._apply(session, agent_name, session_id, frames, poll=poll, way=way)
         if answer.requeued:
             announce(session, Topic.JOBS)
         return answer
@@ -209,12 +221,12 @@ class Service:
         frames: list[AgentFrame],
         *,
         poll: bool,
-        over: str | None,
+        way: _Way,
     ) -> Answer:
         now = self._clock()
         answer = Answer(session_id)
         if frames and isinstance(frames[0], Hello):
-            session_id = self._open(session, agent_name, frames[0], now, answer, over=over)
+            session_id = self._open(session, agent_name, frames[0], now, answer, way=way)
             if session_id is None:
                 return answer
             frames = frames[1:]
@@ -233,8 +245,9 @@ class Service:
                 answer.status = frame
             elif isinstance(frame, Heartbeat):
                 store.note_heartbeat(agent, frame, now)
+                self._presence.note(agent_name, Sign(agent.session_id or "", now, store.metrics_of(frame)))
             elif isinstance(frame, MaintenanceAsked):
-                answer.frames.append(agents.note_decision(agent, frame, now))
+                answer.frames.append(agents.note_decision(session, agent, frame, now))
             elif isinstance(frame, Goodbye):
                 session.flush()
                 answer.requeued |= store.close_session(session, agent, frame, now)
@@ -260,7 +273,7 @@ class Service:
         return answer
 
     def _open(
-        self, session: Session, agent_name: str, hello: Hello, now: datetime, answer: Answer, *, over: str | None
+        self, session: Session, agent_name: str, hello: Hello, now: datetime, answer: Answer, *, way: _Way
     ) -> str | None:
         if hello.name != agent_name:
             message = f"the token belongs to the agent {agent_name!r}, not to {hello.name!r}"
@@ -272,14 +285,17 @@ class Service:
             now=now,
             heartbeat_seconds=self._settings.heartbeat_seconds,
             server_version=self._server_version,
-            over=None if over is None else store.Over(over, self._presence.last_heard(agent_name, over)),
+            over=None if way.over is None else store.Over(way.over, self._presence.last_heard(agent_name, way.over)),
+            carrier=way.carrier,
             may_relay=self._settings.execution_api == "relay",
         )
         if isinstance(opened, store.Taken):
-            answer.rival, opened = None if over else opened.rival, opened.close
+            answer.rival, opened = None if way.over else opened.rival, opened.close
         if isinstance(opened, Close):
             if answer.rival is None:
                 log.warning("Agent %s was turned away: %s", agent_name, opened.message)
+                if opened.code == "name_in_use":
+                    note_event(session, agent_name, Kind.REFUSED, opened.message, quiet_seconds=REFUSED_QUIET_SECONDS)
             answer.frames.append(opened)
             return None
         log.info(
@@ -305,6 +321,7 @@ class Service:
             maintenance_comment=None if comment is None else comment[:2_000],
             maintenance_by=opened.wish.by,
             maintenance_since=opened.wish.since,
+            controls=opened.controls,
         )
         answer.session_id = opened.session_id
         answer.frames = [welcome, *opened.reconciled]

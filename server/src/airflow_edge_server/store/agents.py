@@ -19,8 +19,9 @@ from airflow_edge_agent.protocol.states import (
     next_state,
 )
 from airflow_edge_server.domain.agents import Wish, wish_after_decision
-from airflow_edge_server.store.jobs import clean
+from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.models import EdgeAgent
+from airflow_edge_server.store.text import clean
 from airflow_edge_server.store.wakeup import Topic, announce
 
 if TYPE_CHECKING:
@@ -54,12 +55,21 @@ def ensure_agent(session: Session, name: str) -> EdgeAgent:
     return agent
 
 
-def set_maintenance(session: Session, name: str, *, on: bool, comment: str | None, by: str | None) -> EdgeAgent | None:
+def set_maintenance(
+    session: Session,
+    name: str,
+    *,
+    on: bool,
+    comment: str | None,
+    by: str | None,
+    until: datetime | None = None,
+) -> EdgeAgent | None:
     """Ask for maintenance of an agent, or for the end of it.
 
     A connected agent learns it with its next exchange and changes its state itself; the state of one that is not
     connected changes at once, and it comes back in that state.
 
+    :param until: when the server takes the wish for maintenance back by itself.
     :return: the agent; ``None``: there is none of that name.
     """
     agent = session.get(EdgeAgent, name, with_for_update=True)
@@ -71,6 +81,7 @@ def set_maintenance(session: Session, name: str, *, on: bool, comment: str | Non
         agent.state = next_state(state, event).value
     changes = on != (state in IN_MAINTENANCE)
     agent.maintenance_wanted = on
+    agent.maintenance_until = until if on else None
     if changes or comment is not None:
         agent.maintenance_comment = comment
         agent.maintenance_by = by
@@ -85,7 +96,7 @@ def wish_of(agent: EdgeAgent) -> Wish:
     return Wish(agent.maintenance_wanted, agent.maintenance_comment, agent.maintenance_by, agent.maintenance_since)
 
 
-def note_decision(agent: EdgeAgent, frame: MaintenanceAsked, now: datetime) -> Maintenance:
+def note_decision(session: Session, agent: EdgeAgent, frame: MaintenanceAsked, now: datetime) -> Maintenance:
     """Store what somebody at the agent has decided, unless a later decision was made here; say which counts."""
     by = clean(f"{frame.by}@{agent.hostname}"[:200])
     comment = None if frame.comment is None else clean(frame.comment)
@@ -93,6 +104,10 @@ def note_decision(agent: EdgeAgent, frame: MaintenanceAsked, now: datetime) -> M
     wish = wish_after_decision(known, on=frame.on, comment=comment, by=by, since=frame.since, now=now)
     agent.maintenance_wanted, agent.maintenance_comment = wish.wanted, wish.comment
     agent.maintenance_by, agent.maintenance_since = wish.by, wish.since
+    if wish is not known:
+        agent.maintenance_until = None
+        switch = "on" if frame.on else "off"
+        note_event(session, agent.name, Kind.MAINTENANCE, f"{switch}, {comment}" if comment else switch, by=by)
     on = frame.on if wish is not known or wish.wanted is None else wish.wanted
     return Maintenance(on=on, comment=wish.comment, by=wish.by, since=wish.since, settled=frame.since)
 
@@ -133,5 +148,7 @@ def sweep_liveness(session: Session, *, timeout_seconds: float) -> list[SilentAg
             .execution_options(synchronize_session=False)
         )
         if getattr(result, "rowcount", 0):
+            since = row.last_contact_at.isoformat(timespec="seconds")
+            note_event(session, row.name, Kind.LOST, f"not heard of since {since}; it is now '{state}'")
             silent.append(SilentAgent(name=row.name, state=state, last_contact_at=row.last_contact_at))
     return silent

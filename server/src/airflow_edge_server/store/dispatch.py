@@ -164,6 +164,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
             agent.slots_total,
             agent.slots_used,
             agent.execution_api,
+            agent.drain_wanted,
         )
         .where(agent.name.in_(names))
         .order_by(agent.name)
@@ -180,7 +181,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
     rooms = {}
     for row in rows:
         free = row.slots_total - max(row.slots_used, held.get(row.name, 0))
-        able = takes_jobs(AgentState(row.state), row.problem)
+        able = takes_jobs(AgentState(row.state), row.problem) and not row.drain_wanted
         rooms[row.name] = Room(
             row.session_id,
             frozenset(row.queues),

@@ -28,17 +28,14 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_agent.protocol.jobs import JobEvent, JobState, Outcome, next_job_state
 from airflow_edge_server.domain.jobs import event_of_result, is_legal
 from airflow_edge_server.domain.reconcile import Claim, ServerJob, judge_claim
+from airflow_edge_server.store.events import Kind, names_limit, note_event
 from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
+from airflow_edge_server.store.text import clean
 from airflow_edge_server.store.transaction import locked
 
 log = logging.getLogger(__name__)
 
 _LOG_STATES = frozenset({JobState.ACCEPTED, JobState.RUNNING, JobState.FINISHED})
-
-
-def clean(text: str) -> str:
-    """Return the text without NUL, which not every database can store."""
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 def log_marker(most_bytes: int, now: datetime, *, own_line: bool) -> bytes:
@@ -195,6 +192,9 @@ class JobBook:
             job.usage = frame.usage.model_dump(exclude_none=True)
             job.log_bytes = frame.log_bytes
         self.apply(job, event, outcome=frame.outcome, detail=detail)
+        if detail is not None and names_limit(detail):
+            label = ".".join(part for part in (job.dag_id, job.task_id) if part) or job.id
+            note_event(self._session, self._agent_name, Kind.LIMIT, f"{label}: {detail}")
         return answer
 
     def append_log(self, frame: Log) -> LogAck:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from airflow_edge_agent.protocol.frames import Cancel, Maintenance
+from airflow_edge_agent.protocol.frames import Cancel, Controls, Maintenance
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.agents import maintenance_order
+from airflow_edge_server.store.controls import controls_of
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentToken
 
@@ -25,6 +26,8 @@ class Notices:
     rooms: dict[str, Room]
     cancels: dict[str, list[Cancel]]
     maintenance: dict[str, Maintenance]
+    controls: dict[str, Controls]
+    """Of agents that go by an older one, or by none."""
     revoked_tokens: frozenset[str]
     """Ids of tokens that are not valid any more."""
 
@@ -58,10 +61,13 @@ def read_notices(session: Session, names: Sequence[str], token_ids: Sequence[str
         if order is not None:
             comment_sent = None if comment is None else comment[:2_000]
             maintenance[name] = Maintenance(on=order, comment=comment_sent, by=by, since=since)
+    outdated = select(agent).where(agent.name.in_(names), agent.controls_seen != agent.controls_revision)
+    controls = {row.name: found for row in session.scalars(outdated) if (found := controls_of(row)) is not None}
     valid = session.scalars(select(token.id).where(token.id.in_(token_ids), token.revoked_at.is_(None)))
     return Notices(
         rooms=read_rooms(session, names),
         cancels=cancels,
         maintenance=maintenance,
+        controls=controls,
         revoked_tokens=frozenset(token_ids) - frozenset(valid),
     )

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, case, literal, or_, update
+from sqlalchemy import and_, case, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
-from airflow_edge_server.store.models import EdgeAgent
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentMetric
 from airflow_edge_server.store.transaction import Sessions, write
 
 FLUSH_SECONDS = 1.0
@@ -45,6 +46,7 @@ class Presence:
     def __init__(self) -> None:
         self._signs: dict[str, Sign] = {}
         self._last: dict[str, tuple[str, datetime]] = {}
+        self._minutes: dict[str, datetime] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -82,15 +84,39 @@ class Presence:
         try:
             for start in range(0, len(items), _MOST_PER_STATEMENT):
                 part = dict(items[start : start + _MOST_PER_STATEMENT])
-                write(sessions, lambda session, part=part: _store(session, part))  # type: ignore[misc]  # a default
+                history = self._new_minutes(part)
+                write(sessions, lambda session, part=part, history=history: _store(session, part, history))  # type: ignore[misc]  # defaults
+                self._minutes.update((row["agent_name"], row["at"]) for row in history)
         except BaseException:
             with self._lock:
                 self._signs = signs | self._signs
             raise
         return len(items)
 
+    def _new_minutes(self, signs: dict[str, Sign]) -> list[dict[str, Any]]:
+        """Return the rows of history: for each agent the first measurement of each minute."""
+        rows = []
+        for name, sign in signs.items():
+            minute = sign.at.replace(second=0, microsecond=0)
+            if sign.metrics is not None and self._minutes.get(name) != minute:
+                rows.append({"agent_name": name, "at": minute, **_measured(sign.metrics)})
+        return rows
 
-def _store(session: Session, signs: dict[str, Sign]) -> None:
+
+def _measured(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "cpu_percent": metrics.get("cpu_percent"),
+        "load_1_per_core": metrics.get("load_1_per_core"),
+        "memory_used_bytes": metrics.get("memory_used_bytes"),
+        "memory_total_bytes": metrics.get("memory_total_bytes"),
+        "disk_used_bytes": metrics.get("state_disk_used_bytes"),
+        "disk_total_bytes": metrics.get("state_disk_total_bytes"),
+    }
+
+
+def _store(session: Session, signs: dict[str, Sign], history: list[dict[str, Any]]) -> None:
+    if history:
+        _store_history(session, history)
     agent = EdgeAgent
     last = agent.last_contact_at
     at = case({name: literal(sign.at, last.type) for name, sign in signs.items()}, value=agent.name)
@@ -112,3 +138,21 @@ def _store(session: Session, signs: dict[str, Sign]) -> None:
         values["state"] = case((agent.state.in_(_LOST_STATES), back), else_=agent.state)
     current = or_(*(and_(agent.name == name, agent.session_id == sign.session_id) for name, sign in signs.items()))
     session.execute(update(agent).where(current).values(**values).execution_options(synchronize_session=False))
+
+
+def _store_history(session: Session, rows: list[dict[str, Any]]) -> None:
+    """Store measurements, but for minutes of which another process has stored one."""
+    dialect = session.get_bind().dialect.name
+    # How many jobs ran is known to the agent's own row.
+    names = [row["agent_name"] for row in rows]
+    found = session.execute(select(EdgeAgent.name, EdgeAgent.slots_used).where(EdgeAgent.name.in_(names)))
+    used = {row.name: row.slots_used for row in found}
+    values = [{**row, "slots_used": used.get(row["agent_name"])} for row in rows if row["agent_name"] in used]
+    if not values:
+        return
+    if dialect == "postgresql":
+        session.execute(postgresql.insert(EdgeAgentMetric).values(values).on_conflict_do_nothing())
+    elif dialect == "sqlite":
+        session.execute(sqlite.insert(EdgeAgentMetric).values(values).on_conflict_do_nothing())
+    else:
+        session.execute(insert(EdgeAgentMetric).prefix_with("IGNORE").values(values))

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 
 from airflow_edge_agent.protocol.jobs import JobState
-from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
+from airflow_edge_server.store.models import EdgeAgentEvent, EdgeAgentJob, EdgeAgentLog, EdgeAgentMetric
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 BATCH_JOBS = 200
 """Most jobs in one call."""
+
+HISTORY_SLICE = timedelta(minutes=30)
+"""How much of the measurements and events one call deletes."""
 
 BATCH_LOG_BYTES = 32 * 1024 * 1024
 """About how many bytes of log one call deletes, so that no transaction holds its locks for long."""
@@ -27,6 +30,8 @@ class Purged:
 
     jobs: int = 0
     logs: int = 0
+    history: int = 0
+    """Measurements and events of agents."""
     more: bool = False
     """Whether there is more to delete."""
 
@@ -79,3 +84,19 @@ def purge_batch(session: Session, *, job_days: float, log_days: float) -> Purged
         logs=len(chosen),
         more=len(bare) == BATCH_JOBS or len(logged) == BATCH_JOBS or len(chosen) < len(logged),
     )
+
+
+def purge_history(session: Session, *, metric_days: float, event_days: float) -> Purged:
+    """Delete a slice of the measurements and of the events of agents that are older than that many days."""
+    now = datetime.now(UTC)
+    count, more = 0, False
+    for table, days in ((EdgeAgentMetric, metric_days), (EdgeAgentEvent, event_days)):
+        until = now - timedelta(days=days)
+        oldest = session.scalar(select(func.min(table.at)))
+        if oldest is None or oldest >= until:
+            continue
+        end = min(until, oldest + HISTORY_SLICE)
+        result = session.execute(delete(table).where(table.at < end))
+        count += int(getattr(result, "rowcount", 0))
+        more |= end < until
+    return Purged(history=count, more=more)

@@ -16,6 +16,7 @@ from airflow_edge_agent.protocol.frames import (
     AcceptAck,
     Cancel,
     Close,
+    Controls,
     Goodbye,
     Heartbeat,
     Hello,
@@ -44,8 +45,11 @@ from airflow_edge_server.domain.identity import (
 )
 from airflow_edge_server.domain.reconcile import Step, reconcile
 from airflow_edge_server.store.agents import wish_of
-from airflow_edge_server.store.jobs import JobBook, clean
+from airflow_edge_server.store.controls import controls_of, effective_queues
+from airflow_edge_server.store.events import Kind, note_event
+from airflow_edge_server.store.jobs import JobBook
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
+from airflow_edge_server.store.text import clean
 from airflow_edge_server.store.transaction import locked
 
 
@@ -63,6 +67,8 @@ class Opened:
     took_over: bool
     """Whether another session of that name ended by it."""
     requeued: bool
+    controls: Controls | None
+    """What is wanted of it otherwise than it is configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +122,13 @@ def open_session(
     server_version: str = "",
     over: Over | None = None,
     may_relay: bool = False,
+    carrier: str | None = None,
 ) -> Opened | Taken | Close:
     """Open a session and reconcile the jobs, or say why not.
 
     :param may_relay: whether the server lets agents relay the Execution API.
     :param over: what was found out about the session that held the name a moment ago.
+    :param carrier: ``websocket`` or ``http``.
     """
     protocol = min(hello.protocol_max, PROTOCOL_VERSION)
     if protocol < max(hello.protocol_min, PROTOCOL_OLDEST):
@@ -159,9 +167,13 @@ def open_session(
     agent.agent_id, agent.boot_id, agent.hostname = claimant.agent_id, claimant.boot_id, claimant.hostname
     agent.instance_id = hello.instance_id
     agent.session_id = session_name(hello.instance_id, hello.attempt, uuid.uuid4())
-    agent.queues = queues_of(hello.queues)
+    # What it will say as soon as it has heard the welcome.
+    agent.queues = effective_queues(agent, queues_of(hello.queues))
+    agent.slots_total = agent.slots_wanted or hello.concurrency
+    agent.controls_seen = 0
+    agent.carrier = carrier
+    agent.configuration = hello.configuration
     agent.execution_api = hello.execution_api if may_relay else "direct"
-    agent.slots_total = hello.concurrency
     agent.slots_used = sum(job.phase != "finished" for job in hello.jobs)
     agent.status_sequence = 0
     agent.versions = versions_of(hello.versions)
@@ -169,6 +181,7 @@ def open_session(
     agent.connected_at = agent.last_contact_at = now
     # A second hello of the same new name must find this row, or collide with it.
     session.flush()
+    _note_arrival(session, agent, carrier, rebooted=rebooted)
     frames = [frame for step in steps for frame in _take_step(book, step)]
     return Opened(
         session_id=agent.session_id,
@@ -178,6 +191,7 @@ def open_session(
         reconciled=frames,
         took_over=took_over,
         requeued=book.requeued,
+        controls=controls_of(agent),
     )
 
 
@@ -203,6 +217,14 @@ def _lives(agent: EdgeAgent, over: Over) -> bool | None:
     if agent.session_id != over.session_id or over.last_heard is None or agent.last_contact_at is None:
         return None
     return None if agent.last_contact_at > over.last_heard + _SAME_MOMENT else False
+
+
+def _note_arrival(session: Session, agent: EdgeAgent, carrier: str | None, *, rebooted: bool) -> None:
+    how = "" if carrier is None else f", by {carrier}"
+    if rebooted:
+        note_event(session, agent.name, Kind.REBOOT, f"host {agent.hostname} was started anew{how}")
+    else:
+        note_event(session, agent.name, Kind.CONNECTED, f"from host {agent.hostname}{how}")
 
 
 def queues_of(queues: Sequence[str]) -> list[str]:
@@ -261,6 +283,7 @@ def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: S
             agent.problem,
             agent.maintenance_wanted,
             agent.queues,
+            agent.controls_seen,
         ).where(agent.name == agent_name)
     ).one_or_none()
     if row is None or row.session_id != session_id:
@@ -272,6 +295,7 @@ def is_as_stored(session: Session, agent_name: str, session_id: str, statuses: S
             (frame.state, frame.slots_total, frame.slots_used, frame.problem) == stored
             and wish_after_status(frame.state, wanted=row.maintenance_wanted) == row.maintenance_wanted
             and (frame.queues is None or queues_of(frame.queues) == row.queues)
+            and frame.controls == row.controls_seen
         )
         for frame in statuses
     )
@@ -291,6 +315,7 @@ def note_status(agent: EdgeAgent, frame: Status) -> None:
     agent.slots_used = frame.slots_used
     agent.problem = None if frame.problem is None else clean(frame.problem)
     agent.maintenance_wanted = wish_after_status(frame.state, wanted=agent.maintenance_wanted)
+    agent.controls_seen = frame.controls
     if frame.queues is not None:
         agent.queues = queues_of(frame.queues)
 
@@ -318,4 +343,5 @@ def close_session(session: Session, agent: EdgeAgent, frame: Goodbye, now: datet
     agent.slots_used = 0
     agent.session_id = None
     agent.last_contact_at = now
+    note_event(session, agent.name, Kind.DISCONNECTED, frame.reason)
     return book.requeued

@@ -1,0 +1,90 @@
+"""Join tokens, and the commands by which a new machine joins."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from airflow_edge_server.admin import models
+from airflow_edge_server.admin.actions import Actor, ConflictError
+from airflow_edge_server.admin.views import NotFoundError
+from airflow_edge_server.store import enrolment
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from airflow_edge_server.store.models import EdgeAgentJoinToken
+
+
+def list_join_tokens(session: Session) -> models.JoinTokenList:
+    """Return all join tokens, newest first, without their secrets."""
+    now = datetime.now(UTC)
+    return models.JoinTokenList(items=[_item(row, now) for row in enrolment.list_join_tokens(session)])
+
+
+def _item(row: EdgeAgentJoinToken, now: datetime) -> models.JoinTokenItem:
+    usable = row.revoked_at is None and row.uses_left > 0 and row.expires_at > now
+    return models.JoinTokenItem(
+        id=row.id,
+        name_pattern=row.name_pattern,
+        queues=list(row.queues),
+        team=row.team_name,
+        uses_left=row.uses_left,
+        usable=usable,
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        used_at=row.used_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+def create_join_token(
+    session: Session, asked: models.JoinTokenOrder, actor: Actor, *, server_url: str
+) -> models.NewJoinToken:
+    """Make a join token; its text is in the answer, and nowhere else.
+
+    :param server_url: base URL of the api-server, as agents reach it.
+    :raises ConflictError: in one line, what is wrong with what was asked for.
+    """
+    try:
+        made = enrolment.create_join_token(
+            session,
+            name_pattern=asked.name_pattern,
+            queues=asked.queues,
+            valid_seconds=asked.valid_seconds,
+            team=asked.team,
+            uses=asked.uses,
+            by=actor.name,
+            origin=actor.origin,
+        )
+    except ValueError as error:
+        raise ConflictError(str(error)) from None
+    return models.NewJoinToken(
+        id=made.id, token=made.text, expires_at=made.expires_at, commands=join_commands(server_url, asked)
+    )
+
+
+def revoke_join_token(session: Session, token_id: str, actor: Actor) -> models.Done:
+    """Let nobody in with a join token any more.
+
+    :raises NotFoundError: when there is no such join token.
+    """
+    done = enrolment.revoke_join_token(session, token_id, by=actor.name, origin=actor.origin)
+    if done is None:
+        raise NotFoundError(f"there is no join token {token_id}")
+    message = "lets nobody in any more" if done else "was revoked before"
+    return models.Done(name=token_id, ok=True, message=message)
+
+
+def join_commands(server_url: str, asked: models.JoinTokenOrder) -> dict[models.Platform, list[str]]:
+    """Return the commands for a new machine, by platform. The token is typed in, never part of a command."""
+    exact = not set(asked.name_pattern) & set("*?")
+    name = f" --name {asked.name_pattern}" if exact else ""
+    enroll = f"edgectl enroll {server_url}{name}"
+    check = "sudo systemctl enable --now edge-agent && edgectl status"
+    return {
+        "deb": ["sudo apt-get install airflow-edge-agent airflow-edge-runtime", f"sudo {enroll}", check],
+        "rpm": ["sudo dnf install airflow-edge-agent airflow-edge-runtime", f"sudo {enroll}", check],
+        "manual": ["pip install airflow-edge-agent", enroll, "edge-agent run"],
+    }
