@@ -146,7 +146,7 @@ def test_files_are_bounded(tmp_path: Path) -> None:
 def test_the_server_is_told_of_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_text(
-        'server_url = "https://user:canary-1@airflow.example.com"\nqueues = ["plant"]\n'
+        'server_url = "https://airflow.example.com"\nqueues = ["plant"]\n'
         '[runner]\nenv = {PASSWORD = "canary-2", PLAIN = "canary-3"}\npass_env = ["CANARY_4"]\n'
         '[bundles.plant]\nclasspath = "x.Y"\nkwargs = {token = "canary-5"}\n'
         '[custom_metrics.ups]\ncommand = ["ups", "--key", "canary-6"]\n'
