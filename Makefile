@@ -141,6 +141,10 @@ bundle: .venv/ready ## Make one file of dist/packages for sites without a reposi
 test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian machines; needs root, mmdebstrap, apt-utils, createrepo-c, gpg
 	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" $(IN_VENV)/pytest tests/packages --timeout 900 $(ARGS)
 
+.PHONY: test-containers
+test-containers: .compat/containers/ready ## Check compose.yaml and the Helm chart with Helm itself and Kubernetes' schemas
+	@.compat/containers/bin/python -m pytest -p no:cacheprovider --confcutdir tests/containers tests/containers $(ARGS)
+
 .PHONY: clean
 clean: ## Remove everything that these targets have made
 	@rm -rf .tools .venv .demo .bench .compat .machines .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -191,6 +195,11 @@ python-found:
 		apache-airflow-providers-standard hypothesis 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio pytest-timeout statsd \
 		trustme \
 		--editable agent --editable server
+	@touch $@
+
+.compat/containers/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))
+	@echo "Installing what checks containers into .compat/containers"
+	@UV_PROJECT_ENVIRONMENT=.compat/containers $(UV_SYNC) --only-group containers
 	@touch $@
 
 .compat/runtime-%/ready: Makefile | python-found $(filter .tools/%,$(UV))

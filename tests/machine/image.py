@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,31 +83,39 @@ class Images:
         self._uv = os.environ.get("UV") or shutil.which("uv") or "uv"
         folder.mkdir(parents=True, exist_ok=True)
 
-    def base(self, release: Release, *, bootable: bool = False) -> Path:
+    def base(self, release: Release, *, bootable: bool = False, also: tuple[str, ...] = ()) -> Path:
         """Return plain Debian with systemd, and with a kernel if ``bootable``.
 
+        :param also: names of further packages of Debian's.
         :raises ImageError: it could not be built.
         """
-        names = ",".join((*_PACKAGES, *(_KERNEL_PACKAGES if bootable else ())))
+        names = (*_PACKAGES, *(_KERNEL_PACKAGES if bootable else ()), *also)
         hooks = [f"--setup-hook={_SMALL_INITRD}"] if bootable else []
+        kind = "-".join((*(("kernel",) if bootable else ()), *also)) or "base"
+        return self._debian(f"{release.suite}-{kind}", release, names, hooks)
+
+    def _debian(self, name: str, release: Release, names: Sequence[str], hooks: Sequence[str] = ()) -> Path:
+        included = ",".join(names)
 
         def make(layer: Path) -> None:
             # A folder straight from mmdebstrap would carry the mode of its parent.
             tar = layer.with_suffix(".tar")
             _run(
-                "mmdebstrap",
-                "mmdebstrap",
-                "--variant=minbase",
-                f"--include={names}",
-                *hooks,
-                release.suite,
-                tar,
+                "mmdebstrap", "mmdebstrap", "--variant=minbase", f"--include={included}", *hooks, release.suite, tar,
                 MIRROR,
-            )
+            )  # fmt: skip
             _run("tar", "tar", "-C", layer, "-xf", tar)
             tar.unlink()
 
-        return self._layer(f"{release.suite}-{'kernel' if bootable else 'base'}", [names, MIRROR, *hooks], make)
+        return self._layer(name, [included, MIRROR, *hooks], make)
+
+    def plain(self, release: Release, also: tuple[str, ...]) -> Path:
+        """Return a Debian without any init, as container images are.
+
+        :param also: names of packages beside the essential ones.
+        :raises ImageError: it could not be built.
+        """
+        return self._debian(f"{release.suite}-plain", release, ("python3", "ca-certificates", "util-linux", *also))
 
     def agent(self, release: Release, *, bootable: bool = False, with_runtime: bool = True) -> list[Path]:
         """Return the layers of a machine with the agent installed and never started, uppermost first.

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from machine.fixtures import DAG_FOLDER as ERRAND_DAGS
 from machine.image import BOOKWORM, SOURCE, Images
 from machine.nspawn import NspawnMachine
 from packages.debian import DebianMachine
+from packages.machine import PackagedMachine
+from packages.redhat import NEEDED, RpmMachine
 
 __all__ = ["keeper"]
 
 HERE = Path(__file__).parent
 KEY = "test@airflow-edge-agent.invalid"
-
-MakeDebian = Callable[..., DebianMachine]
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(top / "1", top / ("1" if one else "2"))
 
 
-def build(*arguments: str) -> None:
-    """Run the build as ``make packages`` does."""
+def build(*arguments: str, source: Path = SOURCE, umask: int = -1) -> None:
+    """Run the build as ``make packages`` does.
+
+    :param source: the tree to build.
+    """
     search = os.pathsep.join(filter(None, [str(Path(os.environ.get("UV", "uv")).parent), os.environ["PATH"]]))
     command = [sys.executable, "-m", "edgepack", "packages", *arguments]
-    env = os.environ | {"PYTHONPATH": str(SOURCE / "packaging/build"), "PATH": search}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    modules = os.pathsep.join(str(source / folder) for folder in ("packaging/build", "agent/src"))
+    env = os.environ | {"PYTHONPATH": modules, "PATH": search}
+    done = subprocess.run(command, env=env, umask=umask, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")
-def apt_layer(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder for the top of a Debian: both releases in a repository signed with a throw-away key."""
+def repository_layer(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder for the top of a machine: both releases in repositories signed with a throw-away key."""
     home = tmp_path_factory.mktemp("gnupg")
     home.chmod(0o700)
     layer = tmp_path_factory.mktemp("layer")
@@ -144,12 +148,33 @@ def told(request: pytest.FixtureRequest, machine: NspawnMachine) -> Iterator[Non
 
 @pytest.fixture
 def debian(
-    request: pytest.FixtureRequest, images: Images, keeper: Keeper, apt_layer: Path, tmp_path: Path
+    request: pytest.FixtureRequest, images: Images, keeper: Keeper, repository_layer: Path, tmp_path: Path
 ) -> Iterator[DebianMachine]:
     """Return a fresh Debian to which the repository has been added, as its README says."""
-    layers = [apt_layer, images.base(BOOKWORM)]
+    layers = [repository_layer, images.base(BOOKWORM)]
     with NspawnMachine(tmp_path / "m", keeper=keeper, layers=layers, prepare=furnish) as machine:
         debian = DebianMachine(machine)
         debian.add_repository()
         with told(request, machine):
             yield debian
+
+
+@pytest.fixture
+def redhat(
+    request: pytest.FixtureRequest, images: Images, keeper: Keeper, repository_layer: Path, tmp_path: Path
+) -> Iterator[RpmMachine]:
+    """Return a machine on which RPM manages packages, with the repository added as its README says."""
+    layers = [repository_layer, images.base(BOOKWORM, also=NEEDED)]
+    with NspawnMachine(tmp_path / "m", keeper=keeper, layers=layers, prepare=furnish) as machine:
+        redhat = RpmMachine(machine)
+        redhat.add_repository()
+        with told(request, machine):
+            yield redhat
+
+
+@pytest.fixture(params=["debian", "redhat"])
+def system(request: pytest.FixtureRequest) -> PackagedMachine:
+    """Return a machine of either kind."""
+    machine = request.getfixturevalue(request.param)
+    assert isinstance(machine, PackagedMachine)
+    return machine

@@ -16,7 +16,8 @@ from harness.wheels import wheel
 from machine.image import BOOKWORM, SOURCE, Images
 from machine.nspawn import NspawnMachine
 from packages.conftest import KEY, Built, furnish, told
-from packages.debian import RUNTIMES, DebianMachine
+from packages.debian import DebianMachine
+from packages.machine import RUNTIMES
 
 EXTRAS = "/etc/airflow-edge-runtime/extras.txt"
 

@@ -1,46 +1,109 @@
-"""What the container's process 1 does, without systemd's help: in the root of a machine, beside its systemd."""
+"""The image by the steps of its Containerfile, and its first process: without systemd, as container engines do it."""
 
 from __future__ import annotations
 
-import shlex
+import json
+import os
+import signal
+from pathlib import Path
 
+import psutil
+import pytest
+
+from harness.processes import Keeper
 from harness.site import AirflowSite
 from harness.waiting import wait_until
-from machine.edge import DAGS
-from machine.image import SOURCE
-from packages.debian import AGENT_PACKAGE, RUNTIMES, DebianMachine
+from machine.image import BOOKWORM, SOURCE, Images
+from packages.conftest import Built, furnish
+from packages.container import Root, instructions
+from packages.machine import RUNTIMES
 
-ENTRYPOINT = "/usr/local/bin/edge-agent-foreground"
+RECIPE = SOURCE / "packaging/compose/Containerfile.agent"
+NEEDED = ("systemd-standalone-sysusers", "libgcc-s1", "libstdc++6", "zlib1g")
+"""Debian's packages that the image's are installed beside; the steps themselves reach no mirror here."""
+STATE, RUN = "/var/lib/airflow-edge-agent", "/run/airflow-edge-agent"
+UID = 10001
 
 
-def test_the_entry_point_runs_an_agent_in_the_foreground(debian: DebianMachine, site: AirflowSite) -> None:
-    guest = debian.guest
-    debian.apt("install", AGENT_PACKAGE)
-    guest.write(ENTRYPOINT, (SOURCE / "packaging/compose/entrypoint.sh").read_text(), mode="0755")
-    guest.write("/root/token", site.create_agent_token("foreground") + "\n", mode="0600")
+@pytest.fixture(scope="module")
+def image(images: Images, built: Built, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return the image's layers."""
+    base = images.plain(BOOKWORM, NEEDED)
+    root = Root(tmp_path_factory.mktemp("image") / "root", [base])
+    for path in built.second.glob("*.deb"):
+        root.put(path, f"/tmp/packages/{path.name}")
+    for name in ("sources.list", "sources.list.d"):
+        root.run("rm", "-rf", f"/etc/apt/{name}")
+    (entrypoint,) = (json.loads(text) for text in instructions(RECIPE, "ENTRYPOINT"))
+    for words in (text.split() for text in instructions(RECIPE, "COPY")):
+        if words[1] == entrypoint[0]:
+            root.put(SOURCE / words[0], words[1], 0o755)
+    for script in instructions(RECIPE, "RUN"):
+        root.run("sh", "-c", script)
+    assert root.run("id", "-u", "edge-agent").strip() == str(UID)
+    assert root.run("sh", "-c", "command -v systemctl || echo none").strip() == "none"
+    return [root.upper, base]
+
+
+def compose_options(folder: Path) -> tuple[str, ...]:
+    """As Compose: root at first, a volume that belongs to root, a secret that belongs to whoever made it."""
+    (folder / "state").mkdir(mode=0o755)
+    (folder / "token").chmod(0o600)
+    os.chown(folder / "token", 4711, 4711)
+    return (f"--bind={folder / 'state'}:{STATE}",)
+
+
+def kubernetes_options(folder: Path) -> tuple[str, ...]:
+    """As the chart's pod: another user, no capabilities, a root that is read only, volumes with the group's mark."""
+    for name in ("state", "run", "tmp"):
+        (folder / name).mkdir()
+        os.chown(folder / name, 0, UID)
+        (folder / name).chmod(0o2777)
+    os.chown(folder / "token", 0, UID)
+    (folder / "token").chmod(0o440)
+    binds = {"state": STATE, "run": RUN, "tmp": "/tmp"}
+    return (
+        "--read-only", "--user=edge-agent", "--no-new-privileges=yes", "--drop-capability=all",
+        *(f"--bind={folder / name}:{inside}" for name, inside in binds.items()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [compose_options, kubernetes_options], ids=["compose", "kubernetes"])
+def test_the_image_runs_an_agent_in_the_foreground(
+    request: pytest.FixtureRequest, image: list[Path], site: AirflowSite, keeper: Keeper, tmp_path: Path
+) -> None:
+    make_options = request.node.callspec.params["options"]
+    name = f"foreground-{request.node.callspec.id}"
+    root = Root(tmp_path / "root", image)
+    furnish(root.upper)
+    errands = tmp_path / "errands"
+    (errands / name).mkdir(parents=True)
+    (errands / name).chmod(0o1777)
+    (errands / name / "go").touch()
+    (tmp_path / "token").write_text(site.create_agent_token(name) + "\n")
+    (root.upper / "run/secrets").mkdir(parents=True)
     variables = {
         "EDGE_AGENT_SERVER_URL": site.url,
-        "EDGE_AGENT_NAME": "foreground",
-        "EDGE_AGENT_TOKEN_FILE": "/root/token",
-        "EDGE_AGENT_BUNDLES": f'{{"errands": {{"path": "{DAGS}"}}, "late": {{"path": "/srv/late"}}}}',
+        "EDGE_AGENT_NAME": name,
+        "EDGE_AGENT_TOKEN_FILE": "/run/secrets/token",
+        "EDGE_AGENT_BUNDLES": '{"errands": {"path": "/srv/dags"}, "late": {"path": "/srv/late"}}',
     }
-    given = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    guest.run("sh", "-c", f"{given} setsid {ENTRYPOINT} > /root/agent.log 2>&1 & echo $! > /root/pid")
-    pid = guest.read("/root/pid").strip()
+    binds = (f"--bind={errands}:/srv/errands", f"--bind-ro={tmp_path / 'token'}:/run/secrets/token")
+    (entrypoint,) = (json.loads(text) for text in instructions(RECIPE, "ENTRYPOINT"))
+    process = root.start(keeper, *entrypoint, variables=variables, options=(*make_options(tmp_path), *binds))
 
-    run_id = site.api.trigger_dag("late", run_id="foreground", conf={"name": "foreground"})
-    guest.run("sh", "-c", "mkdir -m 1777 /srv/errands/foreground && touch /srv/errands/foreground/go")
-    state = site.api.wait_for_run("late", run_id, seconds=120)
-    assert state == "success", guest.read("/root/agent.log")[-2000:]
-    assert site.api.xcom("late", run_id, "late")["prefix"] == f"{RUNTIMES}/{debian.current_runtime()}"
-    # One process that was exec'ed, as another user, and systemd has no part in it.
-    assert guest.run("ps", "-o", "user:20=,args=", "-p", pid).split()[0] == "edge-agent"
-    assert debian.is_enabled() == "disabled"
+    run_id = site.api.trigger_dag("late", run_id=name, conf={"name": name})
+    state = site.api.wait_for_run("late", run_id, seconds=180)
+    assert state == "success", process.tail(30)
+    assert site.api.xcom("late", run_id, "late")["prefix"].startswith(f"{RUNTIMES}/")
+    # One process that was exec'ed, as the agent's user.
+    agent = next(child for child in psutil.Process(process.pid).children(recursive=True) if is_agent(child))
+    assert agent.uids().effective == UID
+    agent.send_signal(signal.SIGTERM)
+    wait_until(lambda: not process.running, seconds=60, what="the container to end", seen=lambda: process.tail(10))
+    assert process.exit_code == 0
 
-    guest.run("kill", "-TERM", pid)
-    wait_until(
-        lambda: guest.result("kill", "-0", pid).returncode != 0,
-        seconds=60,
-        what="the agent to end",
-        seen=lambda: guest.read("/root/agent.log")[-1000:],
-    )
+
+def is_agent(process: psutil.Process) -> bool:
+    """Is it the daemon, and not what it was started by?"""
+    return any(word.endswith("/edge-agent") for word in process.cmdline()[:4]) and "run" in process.cmdline()
