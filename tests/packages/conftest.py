@@ -49,17 +49,25 @@ def possible() -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Build both releases; ``EDGE_TEST_PACKAGES`` names a folder where they are already, in ``1`` and ``2``.
+    """Build both releases.
 
     With ``EDGE_TEST_ONE_RELEASE`` the second one is the first: for tests of an installation alone.
     """
-    ready = os.environ.get("EDGE_TEST_PACKAGES")
     one = os.environ.get("EDGE_TEST_ONE_RELEASE")
-    top = Path(ready) if ready else tmp_path_factory.mktemp("packages")
-    if not ready:
-        for release in ("1",) if one else ("1", "2"):
-            build("--fast", "--release", release, "--into", str(top / release))
-    return Built(top / "1", top / ("1" if one else "2"))
+    top = tmp_path_factory.mktemp("packages")
+    folders = []
+    for release in ("1",) if one else ("1", "2"):
+        folders.append(prebuilt(release) or top / release)
+        if not folders[-1].exists():
+            build("--fast", "--release", release, "--into", str(folders[-1]))
+    return Built(folders[0], folders[-1])
+
+
+def prebuilt(name: str) -> Path | None:
+    """Return the folder of packages that have been built before, if ``EDGE_TEST_PACKAGES`` names where they are."""
+    top = os.environ.get("EDGE_TEST_PACKAGES")
+    folder = Path(top, name) if top else None
+    return folder if folder and folder.is_dir() else None
 
 
 def build(*arguments: str, source: Path = SOURCE, umask: int = -1) -> None:

@@ -79,6 +79,7 @@ def source_of(cached: str) -> str:
     return re.sub(r"__pycache__/(\w+)\.cpython-\d+\.pyc$", r"\1.py", cached)
 
 
+@pytest.mark.parametrize("system", [pytest.param("debian", marks=pytest.mark.sample), "redhat"], indirect=True)
 def test_up_and_down_with_tasks_at_work(system: PackagedMachine, site: AirflowSite) -> None:
     guest = system.guest
     system.install_release(1)
@@ -190,7 +191,6 @@ def test_an_idle_agent_is_removed_at_once_and_quietly(system: PackagedMachine, s
     print(f"removed in {done.seconds:.1f} s")
 
 
-@pytest.mark.sample
 def test_enrolled_it_runs_the_demo(system: PackagedMachine, site: AirflowSite) -> None:
     system.install()
     edge = system.enrol(site, f"demo-{type(system).__name__}")

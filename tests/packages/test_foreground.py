@@ -68,12 +68,14 @@ def kubernetes_options(folder: Path) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [compose_options, kubernetes_options], ids=["compose", "kubernetes"])
+ENGINES = {"compose": compose_options, "kubernetes": kubernetes_options}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_image_runs_an_agent_in_the_foreground(
-    request: pytest.FixtureRequest, image: list[Path], site: AirflowSite, keeper: Keeper, tmp_path: Path
+    image: list[Path], site: AirflowSite, keeper: Keeper, tmp_path: Path, engine: str
 ) -> None:
-    make_options = request.node.callspec.params["options"]
-    name = f"foreground-{request.node.callspec.id}"
+    name = f"foreground-{engine}"
     root = Root(tmp_path / "root", image)
     furnish(root.upper)
     errands = tmp_path / "errands"
@@ -90,7 +92,7 @@ def test_the_image_runs_an_agent_in_the_foreground(
     }
     binds = (f"--bind={errands}:/srv/errands", f"--bind-ro={tmp_path / 'token'}:/run/secrets/token")
     (entrypoint,) = (json.loads(text) for text in instructions(RECIPE, "ENTRYPOINT"))
-    process = root.start(keeper, *entrypoint, variables=variables, options=(*make_options(tmp_path), *binds))
+    process = root.start(keeper, *entrypoint, variables=variables, options=(*ENGINES[engine](tmp_path), *binds))
 
     run_id = site.api.trigger_dag("late", run_id=name, conf={"name": name})
     state = site.api.wait_for_run("late", run_id, seconds=180)

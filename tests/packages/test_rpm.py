@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from harness.site import AirflowSite
 from machine.edge import AGENT
 from packages.machine import AGENT_PACKAGE, PACKAGES, RUNTIMES
@@ -57,7 +55,6 @@ def test_erased_and_deleted_as_documented_nothing_is_left(redhat: RpmMachine, si
     assert redhat.files() - before == set()
 
 
-@pytest.mark.sample
 def test_a_half_way_installation_recovers(redhat: RpmMachine) -> None:
     guest = redhat.guest
     guest.run("sh", "-c", "mv /usr/bin/systemd-sysusers /root/ && ln -s /bin/false /usr/bin/systemd-sysusers")

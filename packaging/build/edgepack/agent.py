@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,14 @@ def stage(context: Context) -> Stage:
     environment.leave_out_files(folder, [pattern for rule in rules for pattern in rule["patterns"]])
     environment.normalise(folder)
     parts = sbom.components(folder)
-    own = context.root / "agent/src/airflow_edge_agent"
-    shutil.copytree(own, folder / "airflow_edge_agent", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    compile_ = partial(bytecode.compile_tree, stage=result.root, final="/", interpreter=context.interpreter)
+    # Nobody asks for help on what is bundled: about 1 MB less for the daemon.
+    compile_(folder, docstrings=False)
+    own = folder / "airflow_edge_agent"
+    source = context.root / "agent/src/airflow_edge_agent"
+    shutil.copytree(source, own, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    compile_(own)
     environment.set_modes(folder)
-    bytecode.compile_tree(folder, stage=result.root, final="/", interpreter=context.interpreter)
 
     # What runs a runner that has no task runtime, so that it can say so.
     environment.make(result.path(f"{_HOME}/x").parent, f"../../../bin/python{context.target.version}", context.target)

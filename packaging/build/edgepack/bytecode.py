@@ -13,17 +13,7 @@ from edgepack.target import Target
 _WORKERS = 2
 """Fixed, and not the number of cores: which files one process compiles has an influence on the bytes."""
 
-_COMPILE = """
-import compileall, py_compile, sys
-top, final, *_ = sys.argv[1:]
-good = True
-for name in sys.stdin.read().split("\\0"):
-    good &= bool(compileall.compile_file(
-        name, quiet=1, force=True, stripdir=top, prependdir=final,
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    ))
-sys.exit(not good)
-"""
+_COMPILE = Path(__file__).with_name("compile_files.py")
 
 
 def find_interpreter(target: Target, named: str | None = None) -> Path:
@@ -50,17 +40,19 @@ def find_interpreter(target: Target, named: str | None = None) -> Path:
     )
 
 
-def compile_tree(folder: Path, *, stage: Path, final: str, interpreter: Path) -> int:
+def compile_tree(folder: Path, *, stage: Path, final: str, interpreter: Path, docstrings: bool = True) -> int:
     """Compile all modules below ``folder``.
 
     :param stage: what is cut off the beginning of their paths; ``final`` is put there instead.
+    :param docstrings: whether they are kept; they take memory in every process. Asserts always are.
     :return: how many files were compiled.
     :raises BuildError: one of them is no Python.
     """
     files = sorted(str(path) for path in folder.rglob("*.py"))
     # The order of sets within constants follows the hash seed.
     environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/bin:/bin")}
-    command = [str(interpreter), "-S", "-s", "-P", "-B", "-c", _COMPILE, str(stage), final]
+    command = [str(interpreter), "-S", "-s", "-P", "-B", str(_COMPILE), str(stage), final]
+    command.append("keep" if docstrings else "strip")
     workers = []
     for number in range(min(_WORKERS, len(files))):
         process = subprocess.Popen(

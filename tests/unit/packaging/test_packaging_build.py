@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import marshal
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,27 @@ def test_bytecode_is_the_same_wherever_it_is_made_and_knows_its_final_path(tmp_p
     # Flags of PEP 552: by hash, and not checked.
     assert data[4:8] == b"\1\0\0\0"
     assert marshal.loads(data[16:]).co_filename == "/opt/final/usr/lib/p/m0.py"
+
+
+def test_docstrings_can_be_left_out_and_asserts_stay(tmp_path: Path) -> None:
+    text = (
+        '"""One."""\nfrom __future__ import annotations\n'
+        'def f():\n    """Two."""\n    """Three."""\n'
+        'class C:\n    """Four."""\n    def g(self):\n        """Five."""\n        return "kept"\n'
+        'assert f() is None, "here"\n'
+    )
+    (tmp_path / "m.py").write_text(text)
+    bytecode.compile_tree(tmp_path, stage=tmp_path, final="/f", interpreter=Path(sys.executable), docstrings=False)
+    data = next(tmp_path.rglob("*.pyc")).read_bytes()
+    assert not any(word in data for word in (b"One.", b"Two.", b"Three.", b"Four.", b"Five."))
+    code = marshal.loads(data[16:])
+    assert code.co_filename == "/f/m.py"
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert (names["C"]().g(), names["f"].__code__.co_firstlineno, names.get("__doc__")) == ("kept", 3, None)
+    assert b"here" in data
+    # The header is that of the source, by its hash.
+    assert data[8:16] == importlib.util.source_hash(text.encode())
 
 
 def test_a_module_that_does_not_compile_is_named(tmp_path: Path) -> None:
@@ -143,9 +166,15 @@ def test_shellcheck_finds_nothing_in_the_maintainer_scripts(tmp_path: Path, pack
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here")
-def test_shellcheck_finds_nothing_in_the_runtimes_programs() -> None:
-    folder = ROOT / "packaging/runtime"
-    subprocess.run(["shellcheck", folder / "edge-runtime", folder / "python"], check=True)
+def test_shellcheck_finds_nothing_in_other_programs() -> None:
+    others = [
+        "bundle/install.sh",
+        "compose/entrypoint.sh",
+        "compose/secrets.sh",
+        "runtime/edge-runtime",
+        "runtime/python",
+    ]
+    subprocess.run(["shellcheck", *(ROOT / "packaging" / name for name in others)], check=True)
 
 
 def test_the_time_of_the_source_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
