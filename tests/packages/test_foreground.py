@@ -31,7 +31,7 @@ def image(images: Images, built: Built, tmp_path_factory: pytest.TempPathFactory
     base = images.plain(BOOKWORM, NEEDED)
     root = Root(tmp_path_factory.mktemp("image") / "root", [base])
     for path in built.second.glob("*.deb"):
-        root.put(path, f"/tmp/packages/{path.name}")
+        root.put(path, f"/packages/{path.name}")
     for name in ("sources.list", "sources.list.d"):
         root.run("rm", "-rf", f"/etc/apt/{name}")
     (entrypoint,) = (json.loads(text) for text in instructions(RECIPE, "ENTRYPOINT"))
