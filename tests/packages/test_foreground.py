@@ -83,7 +83,9 @@ def test_the_image_runs_an_agent_in_the_foreground(
     (errands / name).chmod(0o1777)
     (errands / name / "go").touch()
     (tmp_path / "token").write_text(site.create_agent_token(name) + "\n")
-    (root.upper / "run/secrets").mkdir(parents=True)
+    # What an engine makes by itself.
+    for inside in ("run/secrets", STATE.lstrip("/"), RUN.lstrip("/")):
+        (root.upper / inside).mkdir(parents=True)
     variables = {
         "EDGE_AGENT_SERVER_URL": site.url,
         "EDGE_AGENT_NAME": name,
