@@ -44,6 +44,14 @@ _FOLDERS = {
     "needrestart": "/etc/needrestart/conf.d",
     "bin": "/usr/bin",
 }
+# Of programs that need not be there. RPM removes only folders that a package says are its own; several may say so.
+_FOLDERS_OF_OTHERS = (
+    "/etc/needrestart",
+    "/etc/needrestart/conf.d",
+    "/usr/share/fish",
+    "/usr/share/fish/vendor_completions.d",
+    "/usr/share/zsh/site-functions",
+)
 _FIRST_WITH_SYSTEMD_254 = (3, 13)
 """The Python of the first Debian with it, and of the RHEL after the last one without."""
 
@@ -85,6 +93,8 @@ def stage(context: Context) -> Stage:
     stage_units(context.root / "systemd", result, newer=context.target.python >= _FIRST_WITH_SYSTEMD_254)
     texts = documents.make(entries(context.root), version=version(context.root), epoch=context.epoch)
     documents.put(texts, result, package=NAME)
+    for name in _FOLDERS_OF_OTHERS:
+        result.folder(name, only="rpm")
     result.folder("/etc/airflow-edge-agent/conf.d")
     result.own.append("/etc/airflow-edge-agent")
     result.copy(context.root / "packaging/agent/edge-agent.default", "/etc/default/edge-agent")

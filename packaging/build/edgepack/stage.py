@@ -49,11 +49,13 @@ class Stage:
         shutil.copyfile(source, self.path(installed))
         self.path(installed).chmod(mode)
 
-    def folder(self, installed: str, mode: int = 0o755) -> None:
+    def folder(self, installed: str, mode: int = 0o755, *, only: Format | None = None) -> None:
         """Make a folder that is the package's own, though it may be empty."""
         self.path(installed + "/x")
         self.own.append(installed)
         self.modes[installed] = mode
+        if only:
+            self.only[installed] = only
 
     def link(self, installed: str, to: str) -> None:
         """Make a symbolic link."""
