@@ -11,7 +11,6 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.cli.simple_table import AirflowConsole
 from airflow.utils import cli as cli_utils
 from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.providers_configuration_loader import providers_configuration_loaded
@@ -19,7 +18,7 @@ from airflow.utils.session import create_session
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
-from airflow_edge_server import compat
+from airflow_edge_server import compat, plainly
 from airflow_edge_server.domain.versions import version_warning
 from airflow_edge_server.store import agents, tokens
 from airflow_edge_server.store.db import schema_problem
@@ -73,7 +72,7 @@ def token_create(args: Namespace) -> None:
         agents.ensure_agent(session, args.name)
         text = tokens.create_token(session, args.name, created_by=_user())
     if args.output in {"json", "yaml"}:
-        AirflowConsole().print_as([{"name": args.name, "id": text.split("_")[1], "token": text}], output=args.output)
+        plainly.print_rows([{"name": args.name, "id": text.split("_")[1], "token": text}], output=args.output)
         return
     _note(f"Token for agent {args.name}. It is shown this once: put it into the agent's token file.")
     print(text)  # noqa: T201  a command's output
@@ -84,7 +83,7 @@ def token_list(args: Namespace) -> None:
     """List tokens."""
     with create_session(scoped=False) as session:
         found = tokens.list_tokens(session)
-        AirflowConsole().print_as(found, output=args.output, mapper=_token_row)
+        plainly.print_rows(found, output=args.output, mapper=_token_row)
 
 
 @_command
@@ -106,7 +105,7 @@ def agents_list(args: Namespace) -> None:
     """List agents."""
     with create_session(scoped=False) as session:
         found = agents.list_agents(session)
-        AirflowConsole().print_as(found, output=args.output, mapper=_agent_row)
+        plainly.print_rows(found, output=args.output, mapper=_agent_row)
 
 
 @_command

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
+
+from airflow_edge_server import plainly
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from fastapi import Request
     from starlette.types import Receive, Scope, Send
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 REMOTE_LOG_HINT = (
     "To read the logs of finished tasks set [logging] remote_logging = True and "

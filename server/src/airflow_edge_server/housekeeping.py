@@ -5,16 +5,15 @@ Every scheduler does it; each change is made only where things are still as they
 
 from __future__ import annotations
 
-import logging
 import time
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_edge_server import config
+from airflow_edge_server import config, plainly
 from airflow_edge_server.store import agents, controls, purge, queue
 from airflow_edge_server.store.transaction import airflow_sessions, write
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 STALE_QUEUED_SECONDS = 30.0
 """How old a queued job must be before it is asked whether its task still waits."""

@@ -5,8 +5,10 @@ Imported by task processes too if it is configured there: nothing heavy at the t
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
+
+from airflow_edge_agent.protocol.text import visible
+from airflow_edge_server import plainly
 
 if TYPE_CHECKING:
     import os
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     Streams = list[Generator[str, None, None]]
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 _UNFINISHED = frozenset({"running", "deferred", "queued", "scheduled", "restarting", "up_for_reschedule"})
 
@@ -105,6 +107,10 @@ class EdgeLogIO:
 
 def describe(job: LoggedJob) -> str:
     """Say in one line what there is of a job's log, for the reader of the log."""
+    return visible(_describe(job))
+
+
+def _describe(job: LoggedJob) -> str:
     if job.agent_name is None:
         if job.state == "queued":
             return "Waiting for an agent"

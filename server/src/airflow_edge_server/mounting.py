@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from airflow.exceptions import AirflowConfigException
 
 from airflow_edge_agent.protocol import API_PREFIX
-from airflow_edge_server import config
+from airflow_edge_server import config, plainly
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 
 def build_apps() -> list[dict[str, Any]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from airflow_edge_server import plainly
 
 if TYPE_CHECKING:
     from airflow_edge_server.store.queue import EndedJob
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 PREFIX = "edge_agent.job."
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from airflow_edge_agent.protocol.text import visible_all
+
 CONFIG = Path("/etc/airflow-edge-agent/agent.toml")
 SYSTEM_SOCKET = Path("/run/airflow-edge-agent/control.sock")
 ANSWER_SECONDS = 30.0
@@ -125,7 +127,8 @@ class Client:
 
 def _checked(answer: Any) -> dict[str, Any]:
     if isinstance(answer, dict) and answer.get("ok") is True:
-        return answer
+        # Names, comments and labels may be of anybody. A piece of log is what it is, and shown line by line.
+        return {key: value if key == "data" else visible_all(value) for key, value in answer.items()}
     error = answer.get("error") if isinstance(answer, dict) else None
     if not isinstance(error, dict):
         raise ValueError("the answer is not in the form that this edgectl knows")  # noqa: TRY004 -- bad content

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TextIO
 
+from airflow_edge_agent.protocol.text import visible
+
 _COLOURS = {"green": "32", "yellow": "33", "red": "31", "bold": "1", "dim": "2"}
+_KEPT = "\n\t"
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def out(text: str = "") -> None:
@@ -20,8 +22,8 @@ def out(text: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line to standard error."""
-    print(f"edgectl: {text}", file=sys.stderr)  # noqa: T201 -- the program's output
+    """Print a message to standard error."""
+    print(f"edgectl: {visible(text, keep=_KEPT)}", file=sys.stderr)  # noqa: T201 -- the program's output
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
@@ -33,8 +35,8 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def plain(text: str) -> str:
-    """Return the text without control characters: what others have written must not drive this terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Return the text on one line: what others have written must not drive this terminal, or look like our words."""
+    return visible(text, keep="\t")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

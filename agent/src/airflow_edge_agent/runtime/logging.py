@@ -11,6 +11,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
+from airflow_edge_agent.protocol.text import visible_all
 from airflow_edge_agent.runtime.messages import EVENTS
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -62,11 +63,11 @@ def configure_logging(level: Level, style: Style, stream: TextIO, journal: SendE
     if style == "json":
         processors.append(structlog.processors.JSONRenderer())
     elif journal is not None and style in ("auto", "journal"):
-        processors.append(_as_entry)
+        processors += [_make_visible, _as_entry]
         factory = _JournalLoggerFactory(journal, stream)
     else:
         colours = style == "auto" and stream.isatty() and not os.environ.get("NO_COLOR")
-        processors.append(_for_people)
+        processors += [_make_visible, _for_people]
         processors.append(
             structlog.dev.ConsoleRenderer(
                 colors=colours, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
@@ -85,6 +86,13 @@ def configure_logging(level: Level, style: Style, stream: TextIO, journal: SendE
 def _redact_all(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in entry.items():
         entry[key] = _redacted(value)
+    return entry
+
+
+def _make_visible(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Spell out what would drive a terminal or look like another line. JSON does so by itself."""
+    for key, value in entry.items():
+        entry[key] = visible_all(value, keep="\n\t" if key == "exception" else "")
     return entry
 
 
@@ -132,7 +140,8 @@ class _JournalLogger:
     def msg(self, fields: dict[str, str]) -> None:
         if not self._send(fields):
             # journald is being restarted, or its queue is full: this stream goes there as well, and waits.
-            print(f"<{fields['PRIORITY']}>{fields['MESSAGE']}", file=self._stream, flush=True)
+            text = fields["MESSAGE"].replace("\n", "\n  ")
+            print(f"<{fields['PRIORITY']}>{text}", file=self._stream, flush=True)
 
     debug = info = warning = error = critical = exception = log = msg
 

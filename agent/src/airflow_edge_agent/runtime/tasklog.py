@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from airflow_edge_agent.core.events import ForgetJob
 from airflow_edge_agent.core.jobs import AgentJob
 from airflow_edge_agent.ports import JobStore
+from airflow_edge_agent.protocol.text import visible
 from airflow_edge_agent.runtime.logging import PRIORITIES, redact
 from airflow_edge_agent.runtime.pump import Pump
 
@@ -68,11 +69,11 @@ class TaskLogs:
         if isinstance(entry, dict) and isinstance(entry.get("event"), str):
             level, text = str(entry.get("level", "info")).lower(), entry["event"]
         fields = {
-            "MESSAGE": redact(text),
+            "MESSAGE": visible(redact(text), keep="\n\t"),
             "PRIORITY": PRIORITIES.get(level, "6"),
             "SYSLOG_IDENTIFIER": IDENTIFIER,
             "EDGE_JOB_ID": job.job_id,
-            "EDGE_TASK": job.label,
+            "EDGE_TASK": visible(job.label),
         }
         if job.task is not None:
             fields |= {f"AIRFLOW_{name.upper()}": str(value) for name, value in job.task.told().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
@@ -14,14 +13,14 @@ from sqlalchemy.orm import Session
 from airflow_edge_agent.protocol.frames import NAME_PATTERN
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
-from airflow_edge_server import compat
+from airflow_edge_server import compat, plainly
 from airflow_edge_server.admin import actions, joining, models, views
 from airflow_edge_server.api.admin_access import Authenticate, BodyLimit, Gate, make_gate
 from airflow_edge_server.compat import AdminUser
 from airflow_edge_server.store import fleet
 from airflow_edge_server.store.transaction import Sessions, read, write
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 ADMIN_PREFIX = "/v1/admin"
 """Below the prefix of the plugin's app."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from starlette.types import ASGIApp
 
 from airflow_edge_agent.protocol import CHANNEL_PATH, EXCHANGE_PATH
 from airflow_edge_agent.protocol.relay import JOBS_PATH
-from airflow_edge_server import __version__, compat, config
+from airflow_edge_server import __version__, compat, config, plainly
 from airflow_edge_server.api.admin import ADMIN_PREFIX, create_admin_app
 from airflow_edge_server.api.admin_access import Authenticate
 from airflow_edge_server.api.auth import TokenGate
@@ -37,7 +36,7 @@ from airflow_edge_server.store.dispatch import Mint
 from airflow_edge_server.store.presence import Presence
 from airflow_edge_server.store.transaction import Sessions, airflow_sessions
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 THREADS = 4
 """Threads for the requests of agents; the dispatcher has one of its own."""

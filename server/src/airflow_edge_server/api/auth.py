@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -15,11 +14,12 @@ from sqlalchemy.exc import DBAPIError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from airflow_edge_server import plainly
 from airflow_edge_server.api.refusals import come_again, refuse
 from airflow_edge_server.store.tokens import verify_token
 from airflow_edge_server.store.transaction import Sessions, read
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 CACHE_SECONDS = 1.0
 """How long a token counts as valid without another look: a revoked one must be refused within two seconds."""

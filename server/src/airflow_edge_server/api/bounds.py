@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -17,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_edge_agent.protocol.relay import JOBS_PATH, MAX_RELAYED_AT_ONCE
+from airflow_edge_server import plainly
 from airflow_edge_server.api.auth import SCOPE_KEY
 from airflow_edge_server.api.refusals import come_again, refuse
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 MAX_HEADER_BYTES = 32 * 1024
 """Most bytes of path, query and headers of one request."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 from collections import deque
 from concurrent.futures import Executor
 from typing import Any
@@ -22,6 +21,7 @@ from airflow_edge_agent.protocol.frames import (
     ServerFrame,
     Status,
 )
+from airflow_edge_server import plainly
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller
 from airflow_edge_server.api.bounds import Allowances
 from airflow_edge_server.api.hub import Hub
@@ -30,7 +30,7 @@ from airflow_edge_server.api.rivals import answered
 from airflow_edge_server.api.service import Service
 from airflow_edge_server.store.dispatch import Room
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 HELLO_SECONDS = 20.0
 """How long a new connection may take to say hello."""

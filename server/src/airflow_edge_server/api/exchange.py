@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -15,13 +14,14 @@ from starlette.responses import JSONResponse, Response
 
 from airflow_edge_agent.protocol.codec import FrameError, decode_batch, encode_batch
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer, ServerFrame
+from airflow_edge_server import plainly
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller, unauthorized, unavailable
 from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Poll
 from airflow_edge_server.api.rivals import answered
 from airflow_edge_server.api.service import Answer, Service
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 BODY_SECONDS = 20.0
 """Longest time in which the body of a request must have come."""

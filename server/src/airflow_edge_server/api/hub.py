@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -30,6 +29,7 @@ from airflow_edge_agent.protocol.frames import (
     Offer,
     ServerFrame,
 )
+from airflow_edge_server import plainly
 from airflow_edge_server.api.lines import Ending, Line, Poll
 from airflow_edge_server.api.service import Answer
 from airflow_edge_server.api.witness import POLL_GAP_SECONDS, Witness
@@ -52,7 +52,7 @@ from airflow_edge_server.store.transaction import Sessions, read
 from airflow_edge_server.store.wakeup import Topic
 from airflow_edge_server.store.watch import WATCH_SECONDS, TaskWatch
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 REPEAT_SECONDS = 10.0
 """How often a cancel or a maintenance order is repeated while nothing comes of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import select
@@ -14,10 +13,11 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from airflow_edge_server import plainly
 from airflow_edge_server.store.transaction import Sessions, write
 from airflow_edge_server.store.wakeup import CHANNEL, announce
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 PROBE_SECONDS = 30.0
 """How often the listener proves to itself that notifications come through."""

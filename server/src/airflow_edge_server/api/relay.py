@@ -7,7 +7,6 @@ leaves this process.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Callable
@@ -26,12 +25,13 @@ from airflow_edge_agent.protocol.relay import (
     REQUEST_HEADERS,
     RESPONSE_HEADERS,
 )
+from airflow_edge_server import plainly
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller, unavailable
 from airflow_edge_server.domain.execution import Call, Denied, judge
 from airflow_edge_server.store.jobs import held_job
 from airflow_edge_server.store.transaction import Sessions, read
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 Sign = Callable[[str, str], str]
 """Makes a token from subject and scope."""

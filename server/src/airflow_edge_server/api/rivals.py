@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from airflow_edge_agent.protocol.frames import Close
+from airflow_edge_server import plainly
 from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.service import Answer
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 
 async def answered(threads: Executor, hub: Hub, agent_name: str, handle: Callable[[str | None], Answer]) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from airflow_edge_agent.protocol.frames import (
     UnknownFrame,
     Welcome,
 )
+from airflow_edge_server import plainly
 from airflow_edge_server.config import Settings
 from airflow_edge_server.store import agents
 from airflow_edge_server.store import sessions as store
@@ -42,7 +42,7 @@ from airflow_edge_server.store.presence import Presence, Sign
 from airflow_edge_server.store.transaction import Sessions, read, write
 from airflow_edge_server.store.wakeup import Topic, announce
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from sqlalchemy.orm import Session
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer
 from airflow_edge_agent.protocol.jobs import HELD_STATES, JobEvent, JobState, Outcome, next_job_state
 from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server import plainly
 from airflow_edge_server.domain.agents import takes_jobs
 from airflow_edge_server.domain.dispatch import Assignment, FreeAgent, QueuedJob, plan
 from airflow_edge_server.domain.jobs import MAX_OFFERS
@@ -26,7 +26,7 @@ from airflow_edge_server.store.transaction import Sessions, locked, read, write
 from airflow_edge_server.store.wakeup import Topic, announce
 from airflow_edge_server.store.watch import same_task
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 MAX_CANDIDATES = 200
 """Most queued jobs looked at in one go."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Collection
 from datetime import datetime
 
@@ -26,6 +25,7 @@ from airflow_edge_agent.protocol.frames import (
     Started,
 )
 from airflow_edge_agent.protocol.jobs import JobEvent, JobState, Outcome, next_job_state
+from airflow_edge_server import plainly
 from airflow_edge_server.domain.jobs import event_of_result, is_legal
 from airflow_edge_server.domain.reconcile import Claim, ServerJob, judge_claim
 from airflow_edge_server.store.events import Kind, names_limit, note_event
@@ -33,7 +33,7 @@ from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.text import clean
 from airflow_edge_server.store.transaction import locked
 
-log = logging.getLogger(__name__)
+log = plainly.logger(__name__)
 
 _LOG_STATES = frozenset({JobState.ACCEPTED, JobState.RUNNING, JobState.FINISHED})
 
