@@ -95,6 +95,13 @@ def test_the_image_runs_an_agent_in_the_foreground(
     binds = (f"--bind={errands}:/srv/errands", f"--bind-ro={tmp_path / 'token'}:/run/secrets/token")
     (entrypoint,) = (json.loads(text) for text in instructions(RECIPE, "ENTRYPOINT"))
     process = root.start(keeper, *entrypoint, variables=variables, options=(*ENGINES[engine](tmp_path), *binds))
+    wait_until(
+        lambda: "connected" in process.tail(50) or not process.running,
+        seconds=60,
+        what="the agent to be welcomed",
+        seen=lambda: process.tail(30),
+    )
+    assert process.running, process.tail(30)
 
     run_id = site.api.trigger_dag("late", run_id=name, conf={"name": name})
     state = site.api.wait_for_run("late", run_id, seconds=180)
