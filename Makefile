@@ -9,7 +9,8 @@ UV_RANGE := >=0.9,<1
 PYTHON_NAMES := python3 python python3.13 python3.12 python3.11 python3.14
 PEER_VERSION := 5.1.0
 LOCKED := uv.lock pyproject.toml agent/pyproject.toml server/pyproject.toml
-SOURCES := $(shell find agent server -name '*.py' -o -name '*.ini' -o -name 'pyproject.toml' -o -name 'README.md')
+SOURCES := $(shell find agent server -name node_modules -prune -o '(' -name '*.py' -o -name '*.ini' -o -path '*/static/*' \
+	-o -name 'pyproject.toml' -o -name 'README.md' ')' -print)
 
 # A virtual environment that happens to be active is none of our business.
 unexport VIRTUAL_ENV
@@ -97,6 +98,21 @@ test-systemd: .venv/ready ## Test units and agent on Debian machines with a real
 test-qemu: .venv/ready ## Test limits, out of memory and reboot on an emulated machine; needs root, qemu-system-x86, mmdebstrap
 	@UV="$(abspath $(UV))" $(IN_VENV)/pytest tests/qemu --timeout 1200 $(ARGS)
 
+.PHONY: test-ui
+test-ui: .venv/ready server/ui/node_modules/ready ## Test the pages in Airflow's UI, in a real browser; needs npm, chromium; pictures go to .screenshots
+	@$(IN_VENV)/pytest tests/ui $(ARGS)
+
+.PHONY: ui
+ui: server/ui/node_modules/ready ## Build the pages in Airflow's UI from server/ui into the server's package; needs npm
+	@cd server/ui && npm run --silent types && npm run --silent format && npm run --silent build -- --logLevel warn
+
+.PHONY: lint-ui
+lint-ui: server/ui/node_modules/ready ## Check the pages' style and types, and that the bundle in the package is what they build
+	@cd server/ui && npm run --silent check
+	@cd server/ui && EDGE_UI_OUT=node_modules/.built npm run --silent build -- --logLevel warn
+	@cmp server/ui/node_modules/.built/edge-agents.js server/src/airflow_edge_server/ui/static/edge-agents.js \
+		|| { echo "The bundle in the package is not what server/ui builds: run 'make ui' and commit what it writes." >&2; exit 1; }
+
 .PHONY: bench-systemd
 bench-systemd: .venv/ready ## Measure start, idle CPU and memory of the daemon under systemd
 	@UV="$(abspath $(UV))" PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m machine.bench $(ARGS)
@@ -148,6 +164,7 @@ test-containers: .compat/containers/ready ## Check compose.yaml and the Helm cha
 .PHONY: clean
 clean: ## Remove everything that these targets have made
 	@rm -rf .tools .venv .demo .bench .compat .machines .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf server/ui/node_modules .screenshots
 	@rm -rf dist/packages dist/repository dist/documents dist/*-bundle.tar
 	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -166,6 +183,12 @@ python-found:
 .venv/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))
 	@echo "Installing the development environment into .venv (minutes the first time)"
 	@$(UV_SYNC)
+	@touch $@
+
+server/ui/node_modules/ready: server/ui/package.json server/ui/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing. On Debian or Ubuntu: apt-get install npm" >&2; exit 1; }
+	@echo "Installing what the pages are built with into server/ui/node_modules"
+	@cd server/ui && npm ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
 # Installed as an operator would: as built distributions, compiled as pip does, each side with what it needs and no more.

@@ -1,7 +1,7 @@
-"""The Airflow plugin that mounts the agent API into the api-server.
+"""The Airflow plugin that mounts the agent API into the api-server, and our pages into Airflow's UI.
 
 Every process of Airflow loads this module, tasks included, so it imports nothing but the base class, and from the
-module that is already loaded in that process. The app is built when the api-server asks for it.
+module that is already loaded in that process. The apps are built when the api-server asks for them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ else:
 
 
 class _LazyApps:
-    """Builds the list of apps when it is first read in an api-server, and nowhere else."""
+    """Builds a list of apps when it is first read in an api-server, and nowhere else.
 
-    def __init__(self) -> None:
+    :param build: the name of the function of :mod:`airflow_edge_server.mounting` that does it.
+    """
+
+    def __init__(self, build: str) -> None:
+        self._build = build
         self._apps: list[dict[str, Any]] | None = None
 
     def __get__(self, instance: object, owner: type[object]) -> list[dict[str, Any]]:
@@ -27,14 +31,15 @@ class _LazyApps:
         if "airflow.api_fastapi.main" not in sys.modules:
             return []
         if self._apps is None:
-            from airflow_edge_server.mounting import build_apps  # noqa: PLC0415  heavy: only in an api-server
+            from airflow_edge_server import mounting  # noqa: PLC0415  heavy: only in an api-server
 
-            self._apps = build_apps()
+            self._apps = getattr(mounting, self._build)()
         return self._apps
 
 
 class EdgeAgentsPlugin(AirflowPlugin):  # type: ignore[misc]  # Airflow is not followed by mypy
-    """Agent API of the api-server."""
+    """Agent API of the api-server, and the pages that show it."""
 
     name = "edge_agents"
-    fastapi_apps = _LazyApps()
+    fastapi_apps = _LazyApps("build_apps")
+    react_apps = _LazyApps("build_pages")

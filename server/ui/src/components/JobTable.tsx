@@ -1,0 +1,103 @@
+import { Box, Stack, Table, Text } from "@chakra-ui/react";
+
+import type { Job } from "../api/client";
+import { bytes, duration } from "../format";
+import { Ago } from "./Ago";
+import { agentPath, JobBadge, JobLink, PageLink } from "./small";
+
+const wide = { base: "none", lg: "table-cell" };
+const middle = { base: "none", md: "table-cell" };
+
+/** When something last changed about a job, in words. */
+const When = ({ job }: { readonly job: Job }) => {
+  if (job.finished_at !== null) return <Ago at={job.finished_at} />;
+  if (job.started_at !== null) {
+    return (
+      <>
+        for <Ago at={job.started_at} suffix="" />
+      </>
+    );
+  }
+  return (
+    <>
+      waits <Ago at={job.queued_at} suffix="" />
+    </>
+  );
+};
+
+type RowProps = { readonly job: Job; readonly showAgent: boolean };
+
+const Row = ({ job, showAgent }: RowProps) => {
+  const said = job.why ?? (job.outcome === "finished" ? null : job.detail) ?? job.cancel_reason;
+  return (
+    <Table.Row data-job={job.id}>
+      <Table.Cell verticalAlign="top">
+        <JobLink job={job} />
+      </Table.Cell>
+      <Table.Cell verticalAlign="top">
+        <Stack align="start" gap={1} maxWidth="20rem">
+          <JobBadge job={job} />
+          {said === null ? undefined : (
+            <Text color={job.why === null ? "fg.muted" : "fg.warning"} fontSize="xs" wordBreak="break-word">
+              {said}
+            </Text>
+          )}
+        </Stack>
+      </Table.Cell>
+      <Table.Cell verticalAlign="top" whiteSpace="nowrap">
+        <When job={job} />
+      </Table.Cell>
+      <Table.Cell display={middle} verticalAlign="top">
+        {job.queue}
+      </Table.Cell>
+      {showAgent ? (
+        <Table.Cell display={middle} verticalAlign="top">
+          {job.agent === null ? undefined : <PageLink to={agentPath(job.agent)}>{job.agent}</PageLink>}
+        </Table.Cell>
+      ) : undefined}
+      <Table.Cell display={wide} fontVariantNumeric="tabular-nums" textAlign="end" verticalAlign="top">
+        {job.wall_seconds === null ? "" : duration(job.wall_seconds)}
+      </Table.Cell>
+      <Table.Cell display={wide} fontVariantNumeric="tabular-nums" textAlign="end" verticalAlign="top">
+        {job.cpu_seconds === null ? "" : `${job.cpu_seconds.toFixed(2)} s`}
+      </Table.Cell>
+      <Table.Cell display={wide} fontVariantNumeric="tabular-nums" textAlign="end" verticalAlign="top">
+        {job.peak_memory_bytes === null ? "" : bytes(job.peak_memory_bytes)}
+      </Table.Cell>
+    </Table.Row>
+  );
+};
+
+type Props = { readonly jobs: readonly Job[]; readonly showAgent?: boolean };
+
+export const JobTable = ({ jobs, showAgent = true }: Props) => {
+  return (
+    <Box borderRadius="lg" borderWidth={1} overflowX="auto">
+      <Table.Root size="sm">
+        <Table.Header>
+          <Table.Row>
+            <Table.ColumnHeader>Task instance</Table.ColumnHeader>
+            <Table.ColumnHeader>State</Table.ColumnHeader>
+            <Table.ColumnHeader>When</Table.ColumnHeader>
+            <Table.ColumnHeader display={middle}>Queue</Table.ColumnHeader>
+            {showAgent ? <Table.ColumnHeader display={middle}>Agent</Table.ColumnHeader> : undefined}
+            <Table.ColumnHeader display={wide} textAlign="end">
+              Took
+            </Table.ColumnHeader>
+            <Table.ColumnHeader display={wide} textAlign="end">
+              CPU time
+            </Table.ColumnHeader>
+            <Table.ColumnHeader display={wide} textAlign="end">
+              Peak memory
+            </Table.ColumnHeader>
+          </Table.Row>
+        </Table.Header>
+        <Table.Body>
+          {jobs.map((job) => (
+            <Row job={job} key={job.id} showAgent={showAgent} />
+          ))}
+        </Table.Body>
+      </Table.Root>
+    </Box>
+  );
+};

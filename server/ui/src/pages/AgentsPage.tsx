@@ -1,0 +1,275 @@
+import { Box, Button, Flex, Heading, HStack, Stack, Table, Text } from "@chakra-ui/react";
+import type { ReactNode } from "react";
+import { useNavigate } from "react-router-dom";
+
+import type { Agent, AgentState } from "../api/client";
+import { type AgentFilter, useAgents, useQueues } from "../api/queries";
+import { Ago } from "../components/Ago";
+import { Answer } from "../components/Answer";
+import { Choice, FilterBar, Search, useChosen } from "../components/Filters";
+import { ArrowDown, ArrowUp } from "../components/icons";
+import { Paging } from "../components/Paging";
+import { agentPath, Empty, Meter, PageLink, ProblemBadge, StateBadge, Warnings } from "../components/small";
+import { bytes } from "../format";
+import { ALL_STATES } from "../words";
+
+const LIMIT = 50;
+
+const wide = { base: "none", lg: "table-cell" };
+const middle = { base: "none", md: "table-cell" };
+
+/** Who types no pattern means a part of the name. */
+const asGlob = (text: string) => (/[*?[]/.test(text) ? text : `*${text}*`);
+
+const filterFrom = (chosen: (name: string) => string): AgentFilter => ({
+  limit: LIMIT,
+  offset: Number(chosen("offset")) || 0,
+  ...(chosen("name") === "" ? {} : { name: asGlob(chosen("name")) }),
+  ...(chosen("queue") === "" ? {} : { queue: chosen("queue") }),
+  ...(chosen("state") === "" ? {} : { state: [chosen("state") as AgentState] }),
+  ...(chosen("order_by") === "" ? {} : { order_by: chosen("order_by") }),
+});
+
+type HeaderProps = { readonly children: ReactNode; readonly display?: typeof middle; readonly order: string };
+
+/** Sorts by its column; again, the other way round. */
+const SortHeader = ({ children, display, order }: HeaderProps) => {
+  const [chosen, choose] = useChosen();
+  const by = chosen("order_by") || "name";
+  const direction = by === order ? "ascending" : by === `-${order}` ? "descending" : "none";
+  return (
+    <Table.ColumnHeader aria-sort={direction} display={display} whiteSpace="nowrap">
+      <Button
+        fontSize="sm"
+        fontWeight="inherit"
+        ms={-2}
+        onClick={() => choose({ order_by: direction === "ascending" ? `-${order}` : order })}
+        px={2}
+        size="xs"
+        variant="ghost"
+      >
+        {children}
+        {direction === "none" ? undefined : direction === "ascending" ? (
+          <ArrowUp boxSize={3} />
+        ) : (
+          <ArrowDown boxSize={3} />
+        )}
+      </Button>
+    </Table.ColumnHeader>
+  );
+};
+
+const share = (used: number | null | undefined, total: number | null | undefined) =>
+  used === null || used === undefined || total === null || total === undefined
+    ? {}
+    : { title: `${bytes(used)} of ${bytes(total)}` };
+
+/** How the host is; of one that is not connected, nobody knows. */
+const Meters = ({ agent: { connected, metrics } }: { readonly agent: Agent }) =>
+  connected ? (
+    <Stack gap={0.5}>
+      <Meter label="CPU" percent={metrics.cpu_percent} />
+      <Meter
+        label="Mem"
+        percent={metrics.memory_percent}
+        {...share(metrics.memory_used_bytes, metrics.memory_total_bytes)}
+      />
+      <Meter
+        label="Disk"
+        percent={metrics.disk_percent}
+        {...share(metrics.disk_used_bytes, metrics.disk_total_bytes)}
+      />
+    </Stack>
+  ) : null;
+
+const Comment = ({ agent: { maintenance } }: { readonly agent: Agent }) => {
+  if (maintenance === null) return null;
+  const { by, comment, until } = maintenance;
+  return (
+    <Stack fontSize="sm" gap={0} maxWidth="16rem">
+      {comment === null ? undefined : <Text wordBreak="break-word">{comment}</Text>}
+      <Text color="fg.muted" fontSize="xs" wordBreak="break-word">
+        {by === null ? "" : `by ${by}`}
+        {until === null ? "" : `, until ${new Date(until).toLocaleString()}`}
+      </Text>
+    </Stack>
+  );
+};
+
+const State = ({ agent }: { readonly agent: Agent }) => (
+  <>
+    <StateBadge state={agent.state} />
+    <ProblemBadge agent={agent} />
+    {agent.overrides.drain === true ? <Text fontSize="xs">drained</Text> : undefined}
+  </>
+);
+
+type RowProps = { readonly agent: Agent };
+
+const Row = ({ agent }: RowProps) => {
+  return (
+    <Table.Row data-agent={agent.name}>
+      <Table.Cell verticalAlign="top">
+        <Stack gap={1} maxWidth={{ base: "none", md: "22rem" }}>
+          <PageLink to={agentPath(agent.name)}>{agent.name}</PageLink>
+          {agent.hostname === null || agent.hostname === agent.name ? undefined : (
+            <Text color="fg.muted" fontSize="xs">
+              on {agent.hostname}
+            </Text>
+          )}
+          <HStack display={{ base: "flex", md: "none" }} fontSize="xs" gap={1} wrap="wrap">
+            <State agent={agent} />
+            <Text color="fg.muted">
+              {agent.slots_used} of {agent.slots_total} slots, <Ago at={agent.last_contact_at} />
+            </Text>
+          </HStack>
+          <Warnings agent={agent} />
+        </Stack>
+      </Table.Cell>
+      <Table.Cell display={middle} verticalAlign="top">
+        <Stack align="start" gap={1}>
+          <State agent={agent} />
+        </Stack>
+      </Table.Cell>
+      <Table.Cell display={middle} verticalAlign="top">
+        <Text maxWidth="14rem" wordBreak="break-word">
+          {agent.queues.join(", ") || "none"}
+        </Text>
+      </Table.Cell>
+      <Table.Cell display={middle} fontVariantNumeric="tabular-nums" verticalAlign="top" whiteSpace="nowrap">
+        {agent.slots_used} of {agent.slots_total}
+      </Table.Cell>
+      <Table.Cell display={middle} fontVariantNumeric="tabular-nums" verticalAlign="top">
+        {agent.jobs}
+      </Table.Cell>
+      <Table.Cell display={middle} verticalAlign="top">
+        <Ago at={agent.last_contact_at} />
+      </Table.Cell>
+      <Table.Cell display={wide} verticalAlign="top" whiteSpace="nowrap">
+        <Stack gap={0}>
+          <Text>{agent.versions.agent ?? "not known"}</Text>
+          {agent.versions.task_sdk === undefined ? undefined : (
+            <Text color="fg.muted" fontSize="xs">
+              Task SDK {agent.versions.task_sdk}
+            </Text>
+          )}
+        </Stack>
+      </Table.Cell>
+      <Table.Cell display={wide} verticalAlign="top">
+        <Meters agent={agent} />
+      </Table.Cell>
+      <Table.Cell display={wide} verticalAlign="top">
+        <Comment agent={agent} />
+      </Table.Cell>
+    </Table.Row>
+  );
+};
+
+const NoAgents = ({ filtered, onReset }: { readonly filtered: boolean; readonly onReset: () => void }) =>
+  filtered ? (
+    <Empty title="No agent fits">
+      <Button onClick={onReset} size="sm" variant="outline">
+        Show all agents
+      </Button>
+    </Empty>
+  ) : (
+    <Empty title="There are no agents yet">
+      An agent appears here when it has been given a credential: on the server,{" "}
+      <b>airflow edge-agents token create --name NAME</b>.
+    </Empty>
+  );
+
+export const AgentsPage = () => {
+  const [chosen, choose] = useChosen();
+  const query = useAgents(filterFrom(chosen));
+  const queues = useQueues();
+  const navigate = useNavigate();
+  const filtered = ["name", "queue", "state"].some((name) => chosen(name) !== "");
+  const reset = () => choose({ name: "", queue: "", state: "" });
+
+  return (
+    <Stack gap={3}>
+      <Flex align="center" gap={3} justify="space-between" wrap="wrap">
+        <HStack align="baseline">
+          <Heading as="h2" size="md">
+            Agents
+          </Heading>
+          <Text color="fg.muted">{query.data === undefined ? "" : query.data.total}</Text>
+        </HStack>
+      </Flex>
+      <FilterBar>
+        <Search
+          label="Search names, such as press or press-*"
+          onChange={(name) => choose({ name })}
+          value={chosen("name")}
+        />
+        <Choice
+          all="All states"
+          label="State"
+          onChange={(state) => choose({ state })}
+          options={ALL_STATES}
+          value={chosen("state")}
+        />
+        <Choice
+          all="All queues"
+          label="Queue"
+          onChange={(queue) => choose({ queue })}
+          options={(queues.data?.items ?? []).map((queue) => queue.name)}
+          value={chosen("queue")}
+        />
+        {filtered ? (
+          <Button onClick={reset} size="sm" variant="ghost">
+            Clear
+          </Button>
+        ) : undefined}
+      </FilterBar>
+      <Answer query={query} rows={8}>
+        {({ items, total }) =>
+          items.length === 0 ? (
+            <NoAgents filtered={filtered} onReset={reset} />
+          ) : (
+            <>
+              <Box borderRadius="lg" borderWidth={1} overflowX="auto">
+                <Table.Root size="sm">
+                  <Table.Header>
+                    <Table.Row>
+                      <SortHeader order="name">Name</SortHeader>
+                      <SortHeader display={middle} order="state">
+                        State
+                      </SortHeader>
+                      <Table.ColumnHeader display={middle}>Queues</Table.ColumnHeader>
+                      <Table.ColumnHeader display={middle}>Slots used</Table.ColumnHeader>
+                      <Table.ColumnHeader display={middle}>Jobs</Table.ColumnHeader>
+                      <Table.ColumnHeader display={middle}>Last heard of</Table.ColumnHeader>
+                      <Table.ColumnHeader display={wide}>Version</Table.ColumnHeader>
+                      <Table.ColumnHeader display={wide}>Host</Table.ColumnHeader>
+                      <Table.ColumnHeader display={wide}>Comment</Table.ColumnHeader>
+                    </Table.Row>
+                  </Table.Header>
+                  <Table.Body>
+                    {items.map((agent) => (
+                      <Row agent={agent} key={agent.name} />
+                    ))}
+                  </Table.Body>
+                </Table.Root>
+              </Box>
+              <Paging
+                limit={LIMIT}
+                offset={Number(chosen("offset")) || 0}
+                onMove={(offset) => {
+                  navigate({
+                    search: new URLSearchParams({
+                      ...Object.fromEntries(new URLSearchParams(location.search)),
+                      offset: String(offset),
+                    }).toString(),
+                  });
+                }}
+                total={total}
+              />
+            </>
+          )
+        }
+      </Answer>
+    </Stack>
+  );
+};
