@@ -140,6 +140,11 @@ bench: .venv/ready .demo/env-agent/ready .demo/env-runtime/ready ## Measure cost
 bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 provider
 	@$(MAKE) bench ARGS="--arms agent,peer $(ARGS)"
 
+.PHONY: audit
+audit: .venv/ready ## Ask whether what is locked has known vulnerabilities, and write bills of materials into dist/audit
+	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" PYTHONPATH=packaging/build \
+		$(IN_VENV)/python -m edgepack audit $(ARGS)
+
 .PHONY: packages
 packages: .venv/ready ## Build .deb and .rpm into dist/packages; ARGS="--python 3.13 --arch arm64 --release 2"
 	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" PYTHONPATH=packaging/build \
@@ -165,7 +170,7 @@ test-containers: .compat/containers/ready ## Check compose.yaml and the Helm cha
 clean: ## Remove everything that these targets have made
 	@rm -rf .tools .venv .demo .bench .compat .machines .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@rm -rf server/ui/node_modules .screenshots
-	@rm -rf dist/packages dist/repository dist/documents dist/*-bundle.tar
+	@rm -rf dist/packages dist/repository dist/documents dist/audit dist/*-bundle.tar
 	@find agent server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the targets stand on.

@@ -245,3 +245,13 @@ def test_nesting_is_bounded(opened: str) -> None:
         with pytest.raises(FrameError, match="recursion") as caught:
             decode_batch(b'{"frames": [{"type": "heartbeat", "custom": {"x": ' + deep.encode() + b"}}]}")
         assert len(str(caught.value)) < 300
+
+
+def test_keys_that_the_other_side_made_up_are_not_repeated() -> None:
+    for key in ("SECRET" * 1_000, "a\nb", "\x1b[2J"):
+        with pytest.raises(FrameError) as caught:
+            decode_agent_frame(load("heartbeat") | {"custom": {key: {"b": [float("nan")]}, "c" * 100: 1}})
+        text = str(caught.value)
+        assert len(text) < 400
+        assert text.isprintable()
+        assert "SECRET" not in text

@@ -308,14 +308,16 @@ class Agent:
     def _new(self) -> None:
         self._core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=60))
         self._store = MemoryJobStore()
+        self._runner = MemoryRunner(automatic=False)
         self._pump = Pump(
             self._core,
             store=self._store,
-            runner=MemoryRunner(automatic=False),
+            runner=self._runner,
             boot_id="boot",
             default_execution_url="http://server/execution/",
         )
-        self._transport = MemoryTransport(ScriptedServer())
+        self._server = ScriptedServer()
+        self._transport = MemoryTransport(self._server)
         self._link = LinkLoop(self._pump, self._transport, FixedProbe(), hello=make_hello, backoff=Backoff())
 
     async def take(self, thought: Thought) -> int:
@@ -344,8 +346,22 @@ class Agent:
             self._live(thought)
             await self._pump.settle()
             await self._check()
-        self._transport.links.clear()
+        self._forget()
         return count
+
+    def _forget(self) -> None:
+        """Throw away what only the stand-ins remember."""
+        self._transport.links.clear()
+        self._server.hellos.clear()
+        self._store.forgotten.clear()
+        for kept in (
+            self._runner.offers,
+            self._runner.servers,
+            self._runner.limits,
+            self._runner.signals,
+            self._runner.relays,
+        ):
+            kept.clear()
 
     def _live(self, thought: Thought) -> None:
         """Let something happen at the agent, too."""

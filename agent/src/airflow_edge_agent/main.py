@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from airflow_edge_agent.daemon import run  # noqa: PLC0415
     from airflow_edge_agent.operations import set_up_logging  # noqa: PLC0415
 
+    # The memory of the daemon holds its credential. Who needs a core dump all the same can raise it again: prlimit.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     journal = set_up_logging(loaded.settings.log)
     return run(loaded, read, journal)
 

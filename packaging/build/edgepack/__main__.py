@@ -6,10 +6,11 @@ import argparse
 import os
 import platform
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
-from edgepack import agent, bundle, documents, elf, nfpm, repository, runtime, scripts
+from edgepack import agent, audit, bundle, documents, elf, nfpm, repository, runtime, scripts
 from edgepack.bytecode import find_interpreter
 from edgepack.context import Context, read_description, source_date
 from edgepack.faults import BuildError
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     docs = commands.add_parser("documents", help="write manual pages, completions and agent.toml, to look at")
     docs.add_argument("--into", type=Path, default=ROOT / "dist/documents", metavar="DIR", help="where to put them")
     docs.set_defaults(act=_documents)
+    check = commands.add_parser("audit", help="ask about known vulnerabilities, and write bills of materials")
+    check.add_argument("--into", type=Path, default=ROOT / "dist/audit", metavar="DIR", help="where to put the bills")
+    check.set_defaults(act=_audit)
     return parser
 
 
@@ -134,6 +138,11 @@ def _documents(arguments: argparse.Namespace) -> int:
     documents.write_to(texts, arguments.into)
     print(f"{arguments.into}: {len(list(arguments.into.iterdir()))} files")
     return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    site = Path(sysconfig.get_path("purelib"))
+    return 0 if audit.everything(ROOT, site, arguments.into) else 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import zlib
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -26,6 +27,10 @@ class FrameError(ValueError):
 
 
 _F = TypeVar("_F")
+
+_NAME = re.compile(r"[a-z][a-z_0-9]{0,40}")
+_DEPTH = 6
+_LONGEST = 300
 
 
 # Built when the first frame comes: each end decodes only what the other one says.
@@ -88,8 +93,9 @@ def _decode(adapter: TypeAdapter[_F], data: dict[str, Any]) -> _F | UnknownFrame
 
 def _where(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "document"
-    return f"{place}: {first['msg']}"
+    # What is no name of ours was made up by the other side: it may be long, and is content.
+    parts = [str(part) if isinstance(part, int) or _NAME.fullmatch(part) else "?" for part in first["loc"][:_DEPTH]]
+    return f"{'.'.join(parts) or 'document'}: {first['msg'][:_LONGEST]}"
 
 
 def pack_log(data: bytes) -> str:
