@@ -46,7 +46,7 @@ is queued.
 *Shutdown request* is in the table because edge workers of Airflow have it; nothing asks for it in this version. What it
 is wanted for, no more work for an agent, maintenance does, and it can be taken back from the server. An agent that has
 gone cannot be called back from there: somebody has to go to the site, or systemd starts it again and nothing is gained.
-To shut one out for good, revoke its token: it ends with exit code 77 and stays down.
+To shut one out for good, revoke it (`airflow edge-agents revoke`): it ends with exit code 77 and stays down.
 """
 
 OUTCOMES = """

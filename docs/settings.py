@@ -40,8 +40,8 @@ systemctl reload edge-agent      # or: edgectl reload
 ```
 
 A reload checks first and keeps everything as it is if there is a fault. Settings marked with **R** take effect at once;
-others are named in the log, and take effect with the next restart (which leaves running tasks alone). A new token in
-`token_file` is taken up, too.
+others are named in the log, and take effect with the next restart (which leaves running tasks alone). A new credential
+is taken up, too.
 
 """
 

@@ -77,4 +77,4 @@ elif command -v dnf >/dev/null; then
 else
     rpm --upgrade --oldpackage $files
 fi
-echo "Installed. Next: edgectl enroll --server-url https://... && systemctl enable --now edge-agent"
+echo "Installed. Next: edgectl enroll https://... && systemctl enable --now edge-agent"

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs one agent in the foreground, without systemd: what the container's process 1 starts. As root it becomes the user
 # edge-agent; started as somebody else, as Kubernetes does it, it stays that user.
-# Configuration: EDGE_AGENT_* variables, and files mounted into /etc/airflow-edge-agent. The token is a file, see
-# EDGE_AGENT_TOKEN_FILE: never a variable, which tasks and inspection would show.
+# Configuration: EDGE_AGENT_* variables, and files mounted into /etc/airflow-edge-agent. A new volume is enrolled with
+# the join token in the file that JOIN_TOKEN_FILE names: never in a variable, which inspection would show.
 set -eu
 umask 0027
 user=edge-agent
@@ -17,14 +17,9 @@ if [ "$(id -u)" -eq 0 ]; then
     install -d -o "$user" -g "$user" -m 0755 "$run"
     set -- setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs "$@"
 fi
-if [ -r "${EDGE_AGENT_TOKEN_FILE:-}" ]; then
-    # Mounted secrets belong to whoever made them on the host, and are readable by a group in Kubernetes.
-    rm -f "$run/token"
-    if [ "$(id -u)" -eq 0 ]; then
-        install -o "$user" -g "$user" -m 0400 "$EDGE_AGENT_TOKEN_FILE" "$run/token"
-    else
-        install -m 0400 "$EDGE_AGENT_TOKEN_FILE" "$run/token"
-    fi
-    export EDGE_AGENT_TOKEN_FILE="$run/token"
+if [ ! -e "$state/credential" ] && [ -s "${JOIN_TOKEN_FILE:-}" ]; then
+    # As whoever we are here: mounted secrets belong to whoever made them on the host. The credential goes to the owner of
+    # the state folder.
+    /usr/bin/edgectl enroll --token-file "$JOIN_TOKEN_FILE"
 fi
 exec "$@"

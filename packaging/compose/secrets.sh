@@ -25,4 +25,4 @@ AIRFLOW__API_AUTH__JWT_SECRET=$(random)
 AIRFLOW__API__SECRET_KEY=$(random)
 AIRFLOW__CORE__FERNET_KEY=$(random)
 END
-: >secrets/agent-token
+: >secrets/join-token

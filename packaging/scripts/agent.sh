@@ -37,7 +37,7 @@ after_removal() {
 
 purge() {
     forget_units "$UNITS"
-    if [ -e /var/lib/airflow-edge-agent ] || [ -e /etc/airflow-edge-agent/token ]; then
+    if [ -e /var/lib/airflow-edge-agent ]; then
         tell "deleting this agent's identity, state and task logs"
     fi
     rm -rf /var/lib/airflow-edge-agent /var/lib/edge-runner /var/log/airflow-edge-agent /etc/airflow-edge-agent \

@@ -109,7 +109,7 @@ class AgentArm:
             environment=self._environment,
             runtime=self._runtime,
             server_url=site.url,
-            token=site.create_agent_token("bench"),
+            token=site.create_join_token("bench"),
             name="bench",
             concurrency=CONCURRENCY,
             bundles={"bench": self._dags},

@@ -137,7 +137,7 @@ def test_long_names_stay_apart_and_within_the_limits(chart: Any) -> None:
         ({"agents": {"Press_07": {"tokenSecret": "x"}}}, "Press_07"),
         ({"agents": {"press-07": {}}}, "tokenSecret"),
         ({"agents": {"press-07": {"tokenSecret": "x", "queue": "y"}}}, "queue"),
-        ({"settings": {"token_file": "/x"}}, "token_file"),
+        ({"settings": {"state_dir": "/x"}}, "state_dir"),
         ({"persistence": {"size": "much"}}, "size"),
         ({"replicas": 3}, "replicas"),
     ],

@@ -49,7 +49,7 @@ def test_everything_that_is_named_is_there() -> None:
             context = ROOT / "packaging/compose" / service["build"]["context"]
             assert (context / service["build"]["dockerfile"]).is_file(), name
     made = (ROOT / "packaging/compose/secrets.sh").read_text()
-    for path in ("secrets/airflow.env", "secrets/postgres.env", "secrets/agent-token"):
+    for path in ("secrets/airflow.env", "secrets/postgres.env", "secrets/join-token"):
         assert path in TEXT
         assert path in made
 

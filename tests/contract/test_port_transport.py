@@ -30,7 +30,8 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_agent.protocol.states import AgentState
 from fakes import MemoryTransport, ScriptedServer
-from fakes.frames import TOKEN, make_hello, make_offer, make_presence, make_welcome, new_id
+from fakes.credentials import make_prover, refusal
+from fakes.frames import make_hello, make_offer, make_presence, make_welcome, new_id
 from fakes.http_server import AgentApi, Reply, serve
 
 SECONDS = 10
@@ -48,7 +49,7 @@ class Way:
         if self.api is None:
             self.server.fault = CredentialRefused("no")
         else:
-            self.api.misbehave = lambda _: Reply(401, "Unauthorized")
+            self.api.misbehave = lambda _: Reply(401, "Unauthorized", refusal())
             self.api.cut()
 
     def break_down(self) -> None:
@@ -76,7 +77,7 @@ async def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     api = AgentApi(server)
     async with serve(api) as port:
         kind = HttpTransport if request.param == "http" else WebSocketTransport
-        carrier = kind(f"http://127.0.0.1:{port}", TOKEN, Network())
+        carrier = kind(f"http://127.0.0.1:{port}", make_prover(), Network())
         yield Way(carrier, server, api)
         await carrier.close()
 

@@ -158,8 +158,8 @@ class Demo:
             raise DemoError(
                 f"{_short(environment)} holds Airflow, but an agent must do without; run 'make clean' first"
             )
-        token = site.create_agent_token(AGENT_NAME)
-        self._screen.progress(f"created a token for agent '{AGENT_NAME}'")
+        token = site.create_join_token(AGENT_NAME)
+        self._screen.progress(f"created a join token for agent '{AGENT_NAME}'")
         agent = AgentProcess(
             STATE / "edge" / "agent",
             keeper=keeper,

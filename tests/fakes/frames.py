@@ -19,8 +19,6 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_agent.protocol.states import AgentState
 
-TOKEN = "eat_0123456789abcdef_" + "S" * 43
-
 
 def new_id() -> str:
     return str(uuid.uuid4())

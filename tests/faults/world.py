@@ -1,4 +1,4 @@
-"""What all runs of the suite share: one real Airflow, its database, and the agents' tokens."""
+"""What all runs of the suite share: one real Airflow, its database, and the agents' credentials."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class World:
     def token(self, name: str) -> str:
         """Return that agent's token."""
         if name not in self._tokens:
-            self._tokens[name] = self.site.create_agent_token(name)
+            self._tokens[name] = self.site.create_join_token(name)
         return self._tokens[name]
 
     def retire(self, name: str) -> None:

@@ -44,7 +44,7 @@ from fakes.server import ScriptedServer
 from fakes.store import MemoryJobStore
 from fakes.transport import MemoryTransport
 from fuzz.material import Thought
-from integration.server_api.kit import SETTINGS, Database, build_app
+from integration.server_api.kit import SETTINGS, Database, FakeAgent, build_app
 
 AGENT_KINDS, SERVER_KINDS = sorted(AGENT_TYPES), sorted(SERVER_TYPES)
 ALLOWED = frozenset({200, 400, 413})
@@ -136,9 +136,9 @@ class Server:
         self._client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self._app, raise_app_exceptions=False), base_url="http://server", timeout=60
         )
-        self._tokens = {name: self._database.token(name) for name in ("edge-1", "edge-2", "edge-3")}
+        self._credentials = {name: self._database.credential(name) for name in ("edge-1", "edge-2", "edge-3")}
         self._sessions: dict[str, str | None] = {}
-        self._ids = {name: str(uuid.uuid4()) for name in self._tokens}
+        self._ids = {name: str(uuid.uuid4()) for name in self._credentials}
         self._jobs: list[str] = []
         self._rounds = 0
         self._socket: Socket | None = None
@@ -191,7 +191,7 @@ class Server:
         await self._post(name, encode_batch([hello]))
 
     async def _post(self, name: str, data: bytes) -> None:
-        headers = {"Authorization": f"Bearer {self._tokens[name]}"}
+        headers = FakeAgent(self._client, name, self._credentials[name]).headers
         response = await self._client.post("/v1/exchange", content=data, headers=headers)
         self.seen[str(response.status_code)] += 1
         if response.status_code not in ALLOWED:
@@ -211,7 +211,7 @@ class Server:
 
     async def _say(self, data: bytes) -> None:
         if self._socket is None or self._socket.over:
-            self._socket = Socket(self._app, self._tokens["edge-3"])
+            self._socket = Socket(self._app, FakeAgent(self._client, "edge-3", self._credentials["edge-3"]).headers)
             hello = make_hello(name="edge-3", agent_id=self._ids["edge-3"])
             await self._socket.send(encode_batch([hello]))
         await self._socket.send(data)
@@ -237,7 +237,7 @@ class Server:
 class Socket:
     """A WebSocket to an app in this process."""
 
-    def __init__(self, app: Any, token: str) -> None:
+    def __init__(self, app: Any, headers: dict[str, str]) -> None:
         self.code: int | None = None
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._incoming.put_nowait({"type": "websocket.connect"})
@@ -248,7 +248,7 @@ class Socket:
             "raw_path": b"/v1/channel",
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"authorization", f"Bearer {token}".encode())],
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
             "client": ("127.0.0.1", 1),
         }
         self._task = asyncio.create_task(app(scope, self._receive, self._sent))

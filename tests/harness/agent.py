@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,9 +38,11 @@ class Usage:
 class AgentProcess:
     """One agent with a folder of its own.
 
-    :param root: is created; holds configuration, token, state and log.
+    :param root: is created; holds configuration, credential, state and log.
     :param environment: the virtual environment with the agent in it.
     :param runtime: the virtual environment with the Task SDK in it.
+    :param token: join token; the agent is enrolled with it before it is started for the first time. Or what another
+        agent's credential file holds.
     :param bundles: Dag bundles, name to this agent's own folder.
     :param settings: further top-level settings and sections, which win over those made here.
     :param variables: environment of the daemon.
@@ -65,8 +68,8 @@ class AgentProcess:
         self.keeper = keeper
         self.name = name
         self.config = root / "agent.toml"
-        self.token_file = root / "token"
         self.state_dir = root / "state"
+        self.credential_file = self.state_dir / "credential"
         self.log = root / "agent.log"
         self.process: Managed | None = None
         self.program = environment / "bin" / "edge-agent"
@@ -74,13 +77,11 @@ class AgentProcess:
         self._variables = dict(variables or {})
         self._short_dir: tempfile.TemporaryDirectory[str] | None = None
         root.mkdir(parents=True, exist_ok=True)
-        self.write_token(token)
         self.settings: dict[str, Any] = {
             "server_url": server_url,
             "name": name,
             "queues": list(queues),
             "concurrency": concurrency,
-            "token_file": str(self.token_file),
             "state_dir": str(self.state_dir),
             "runtime_dir": str(self._runtime_dir()),
             "allow_root": True,
@@ -94,6 +95,9 @@ class AgentProcess:
             "bundles": {bundle: {"path": str(path)} for bundle, path in (bundles or {}).items()},
         }
         self.configure(settings or {})
+        self._join_token: str | None = token
+        if token.startswith("eac_"):
+            self.write_credential(token)
 
     def __enter__(self) -> Self:
         return self
@@ -121,15 +125,38 @@ class AgentProcess:
                 self.settings[key] = value
         self.config.write_text(to_toml(self.settings))
 
-    def write_token(self, token: str) -> None:
-        """Write the token file, readable by its owner alone."""
-        self.token_file.touch(mode=0o600)
-        self.token_file.write_text(token + "\n")
+    def write_credential(self, text: str) -> None:
+        """Write the credential file, readable by its owner alone."""
+        self._join_token = None
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
+        self.credential_file.touch(mode=0o600)
+        self.credential_file.write_text(text.strip() + "\n")
+
+    def enroll(self, token: str, *options: str, seconds: float = 60) -> str:
+        """Exchange a join token for a credential, as an operator does, and return what edgectl says.
+
+        :raises ProcessError: when it fails.
+        """
+        done = subprocess.run(
+            [self.program.with_name("edgectl"), "--config", self.config, "enroll", "--token-file", "-", *options],
+            input=token,
+            env=self.keeper.environment(self._variables),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        if done.returncode:
+            raise ProcessError(f"agent {self.name} was not enrolled: {done.stderr.strip()}")
+        self._join_token = None
+        return done.stdout
 
     # Life cycle
 
     def start(self) -> Managed:
-        """Start the daemon, without waiting for it to be connected."""
+        """Start the daemon, without waiting for it to be connected. Enroll it before, if it is not yet."""
+        if self._join_token is not None:
+            self.enroll(self._join_token)
         self.process = self.keeper.spawn(
             f"agent {self.name}",
             [self.program, "run", "--config", self.config],

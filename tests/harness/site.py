@@ -176,15 +176,16 @@ class AirflowSite:
         finally:
             engine.dispose()
 
-    def create_agent_token(self, name: str) -> str:
-        """Create a token for an agent with the server's own command line, and return it.
+    def create_join_token(self, name: str, *options: str, queues: str = "*") -> str:
+        """Create a join token for an agent with the server's own command line, and return it.
 
+        :param options: further ones of the command.
         :raises SiteError: when the command fails or prints no token.
         """
-        output = self.cli("edge-agents", "token", "create", "--name", name)
-        found = re.search(r"\beat_[0-9a-f]{16}_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])", output)
+        output = self.cli("edge-agents", "enroll", "--name", name, "--queues", queues, *options)
+        found = re.search(r"\beaj_[0-9a-f]{16}_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])", output)
         if found is None:
-            raise SiteError("'airflow edge-agents token create' printed no token", self.logs / "cli.log")
+            raise SiteError("'airflow edge-agents enroll' printed no join token", self.logs / "cli.log")
         return found.group()
 
     # Life cycle

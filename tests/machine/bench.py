@@ -86,7 +86,7 @@ def main() -> int:
         with site:
             site.start()
             with NspawnMachine(Path(folder) / "m", keeper=keeper, layers=layers, prepare=furnish) as machine:
-                edge = Edge(machine, site, name="bench", token=site.create_agent_token("bench"))
+                edge = Edge(machine, site, name="bench", token=site.create_join_token("bench"))
                 edge.configure()
                 edge.enable()
                 figures = measure(edge, starts=options.starts, idle_seconds=options.idle_seconds)

@@ -17,7 +17,8 @@ from machine.nspawn import NspawnMachine
 AGENT = "edge-agent.service"
 RUNNER = "edge-runner.service"
 CONFIG = "/etc/airflow-edge-agent/agent.toml"
-TOKEN = "/etc/airflow-edge-agent/token"
+CREDENTIAL = "/var/lib/airflow-edge-agent/credential"
+JOIN_TOKEN = "/root/join-token"
 DAGS = "/srv/dags"
 ERRANDS = "/srv/errands"
 CONTROL = "/run/airflow-edge-agent/control.sock"
@@ -59,11 +60,11 @@ class Edge:
         self.name = name
         self.patience = patience
         self.token = token
+        self.enrolled = False
         self.settings: dict[str, Any] = {
             "server_url": server_url or site.url,
             "name": name,
             "concurrency": 4,
-            "token_file": TOKEN,
             "bundles": {"errands": {"path": DAGS}},
         }
         if not (server_url or site.url).startswith("http://127."):
@@ -73,10 +74,13 @@ class Edge:
     # Set-up, as an operator does it
 
     def configure(self, changes: Mapping[str, Any] | None = None) -> None:
-        """Write configuration and token; a running agent is not told."""
+        """Write the configuration, and enroll the machine if it is not yet; a running agent is not told."""
         self.settings |= changes or {}
         self.guest.write(CONFIG, to_toml(self.settings))
-        self.guest.write(TOKEN, self.token + "\n", mode="0640", owner="root:edge-agent")
+        if not self.enrolled:
+            self.guest.write(JOIN_TOKEN, self.token + "\n", mode="0600")
+            self.guest.run("edgectl", "enroll", "--token-file", JOIN_TOKEN, seconds=60 * self.patience)
+            self.enrolled = True
 
     def drop_in(self, unit: str, lines: str, *, name: str = "test") -> None:
         """Change a unit by a drop-in of the administrator's."""

@@ -87,9 +87,10 @@ class PackagedMachine(abc.ABC):
 
     def enrol(self, site: AirflowSite, name: str) -> Edge:
         """Make it an agent of ``site`` with the operator's own command, and start it."""
-        edge = Edge(self.guest, site, name=name, token=site.create_agent_token(name))
+        edge = Edge(self.guest, site, name=name, token=site.create_join_token(name))
         lines = "".join(f'[bundles.{name}]\npath = "/srv/{folder}"\n' for name, folder in _BUNDLES.items())
         self.guest.write("/etc/airflow-edge-agent/conf.d/50-bundles.toml", f"concurrency = 4\n{lines}")
-        self.guest.run("edgectl", "enroll", "--server-url", site.url, "--name", name, stdin=f"{edge.token}\n")
+        self.guest.run("edgectl", "enroll", site.url, "--name", name, stdin=f"{edge.token}\n")
+        edge.enrolled = True
         edge.enable()
         return edge

@@ -8,7 +8,7 @@ import pytest
 
 from harness.site import AirflowSite
 from harness.waiting import wait_until
-from machine.edge import AGENT, RUNNER
+from machine.edge import AGENT, CREDENTIAL, RUNNER
 from packages.conftest import Built
 from packages.machine import AGENT_PACKAGE, PACKAGES, RUNTIME_PACKAGE, RUNTIMES, PackagedMachine
 
@@ -173,7 +173,7 @@ def test_a_removal_waits_and_ends_and_what_it_keeps_is_enough_to_go_on(
     assert guest.run("pgrep", "-u", "edge-task,edge-agent", check=False) == ""
     # No runtime in use any more, so none is left.
     assert guest.result("test", "-e", RUNTIMES).returncode == 1
-    assert guest.read("/etc/airflow-edge-agent/token").strip() == edge.token
+    assert guest.read(CREDENTIAL).startswith("eac_")
     system.install_release(2)
     guest.run("systemctl", "start", AGENT)
     edge.wait_connected()

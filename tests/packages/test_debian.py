@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.site import AirflowSite
-from machine.edge import AGENT
+from machine.edge import AGENT, CREDENTIAL
 from packages.debian import DebianMachine
 from packages.machine import AGENT_PACKAGE, INSTALL_SECONDS, PACKAGES, RUNTIME_PACKAGE, RUNTIMES
 
@@ -67,7 +67,7 @@ def test_a_purge_of_what_was_removed_before(debian: DebianMachine, site: Airflow
     debian.install_release(2)
     debian.enrol(site, "later")
     debian.remove(*PACKAGES)
-    assert debian.guest.run("ls", "/etc/airflow-edge-agent/token")
+    assert debian.guest.run("ls", CREDENTIAL)
     assert debian.apt("purge", *PACKAGES).complaints == [
         f"{AGENT_PACKAGE}: deleting this agent's identity, state and task logs"
     ]

@@ -82,14 +82,14 @@ def test_the_image_runs_an_agent_in_the_foreground(
     (errands / name).mkdir(parents=True)
     (errands / name).chmod(0o1777)
     (errands / name / "go").touch()
-    (tmp_path / "token").write_text(site.create_agent_token(name) + "\n")
+    (tmp_path / "token").write_text(site.create_join_token(name) + "\n")
     # What an engine makes by itself.
     for inside in ("run/secrets", STATE.lstrip("/"), RUN.lstrip("/")):
         (root.upper / inside).mkdir(parents=True)
     variables = {
         "EDGE_AGENT_SERVER_URL": site.url,
         "EDGE_AGENT_NAME": name,
-        "EDGE_AGENT_TOKEN_FILE": "/run/secrets/token",
+        "JOIN_TOKEN_FILE": "/run/secrets/token",
         "EDGE_AGENT_BUNDLES": '{"errands": {"path": "/srv/dags"}, "late": {"path": "/srv/late"}}',
     }
     binds = (f"--bind={errands}:/srv/errands", f"--bind-ro={tmp_path / 'token'}:/run/secrets/token")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.site import AirflowSite
-from machine.edge import AGENT
+from machine.edge import AGENT, CREDENTIAL
 from packages.machine import AGENT_PACKAGE, PACKAGES, RUNTIMES
 from packages.redhat import RpmMachine
 
@@ -48,7 +48,7 @@ def test_erased_and_deleted_as_documented_nothing_is_left(redhat: RpmMachine, si
         for path in ("/etc/airflow-edge-agent/agent.toml", "/etc/default/edge-agent")
     }
     assert set(redhat.remove(*PACKAGES).complaints) == saved
-    assert guest.read("/etc/airflow-edge-agent/token").strip() == edge.token
+    assert guest.read(CREDENTIAL).startswith("eac_")
     assert guest.read("/etc/airflow-edge-agent/agent.toml.rpmsave").endswith("# mine\n")
     assert guest.run("systemctl", "list-unit-files", "--no-legend", "*edge*", check=False) == ""
     guest.run("sh", "-c", PURGE)

@@ -42,7 +42,7 @@ def edge(images: Images, keeper: Keeper, site: AirflowSite, tmp_path_factory: py
             machine,
             site,
             name="machine-qemu",
-            token=site.create_agent_token("machine-qemu"),
+            token=site.create_join_token("machine-qemu"),
             server_url=f"http://{qemu.SERVER_ADDRESS}:{qemu.SERVER_PORT}",
             patience=qemu.SLOWNESS,
         )

@@ -46,7 +46,7 @@ def make_machine(images: Images, keeper: Keeper, tmp_path_factory: pytest.TempPa
 
 def _enrolled(machine: NspawnMachine, site: AirflowSite, settings: dict[str, Any] | None = None) -> Edge:
     name = f"machine-{next(_numbers)}"
-    edge = Edge(machine, site, name=name, token=site.create_agent_token(name))
+    edge = Edge(machine, site, name=name, token=site.create_join_token(name))
     edge.configure(settings)
     return edge
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from machine.edge import AGENT, CONTROL, RUNNER_DIR, RUNNER_SOCKET, TOKEN, Edge
+from machine.edge import AGENT, CONTROL, CREDENTIAL, RUNNER_DIR, RUNNER_SOCKET, Edge
 
 REFUSED = 3
 """Exit code of edgectl when the daemon says no."""
@@ -20,7 +20,7 @@ def found(edge: Edge) -> dict[str, Any]:
     errand = edge.send(
         "spy",
         daemon_pid=edge.pid(),
-        secrets=[TOKEN, f"{STATE}/identity.json", STATE, "/etc/shadow"],
+        secrets=[CREDENTIAL, f"{STATE}/identity.json", STATE, "/etc/shadow"],
         sockets=[CONTROL, RUNNER_SOCKET],
     )
     assert errand.wait() == "success", errand.log()
@@ -36,7 +36,7 @@ def test_a_task_is_nobody_special(edge: Edge, found: dict[str, Any]) -> None:
 
 
 def test_a_task_cannot_read_secrets(found: dict[str, Any]) -> None:
-    for path in (TOKEN, f"{STATE}/identity.json", "/etc/shadow"):
+    for path in (CREDENTIAL, f"{STATE}/identity.json", "/etc/shadow"):
         assert found[path] == "PermissionError", path
 
 
@@ -111,11 +111,16 @@ def test_the_journal_can_be_asked_by_dag(edge: Edge) -> None:
     assert "has started" in explained
 
 
+def test_the_credential_is_the_agents_alone(edge: Edge) -> None:
+    assert edge.guest.run("stat", "-c", "%a %U %G", CREDENTIAL).strip() == "600 edge-agent edge-agent"
+    assert edge.guest.run("stat", "-c", "%U", f"{STATE}/identity.json").strip() == "edge-agent"
+
+
 def test_no_secret_is_in_the_journal(edge: Edge) -> None:
     whole = edge.guest.run("journalctl", "-q", "--no-pager", "-o", "export", "--all")
-    assert edge.token not in whole
-    # The secret may have underscores of its own.
-    assert edge.token.split("_", 2)[2] not in whole
+    for secret in (edge.token, edge.guest.read(CREDENTIAL).strip()):
+        # The secret may have underscores of its own.
+        assert secret.split("_", 2)[2] not in whole
 
 
 def test_what_the_runner_leaves_is_not_for_others(edge: Edge) -> None:

@@ -71,14 +71,6 @@ def test_users_and_folders(machine: NspawnMachine) -> None:
         assert machine.run("stat", "-c", "%a %U %G", path).strip() == wanted, path
 
 
-def test_a_token_put_there_by_hand_gets_the_right_owner_and_mode(machine: NspawnMachine) -> None:
-    machine.write("/etc/airflow-edge-agent/token", "eat_x\n", mode="0644")
-    machine.run("systemd-tmpfiles", "--create")
-    stat = machine.run("stat", "-c", "%a %U %G", "/etc/airflow-edge-agent/token").strip()
-    machine.run("rm", "/etc/airflow-edge-agent/token")
-    assert stat == "640 root edge-agent"
-
-
 @pytest.mark.parametrize("unit", [AGENT, RUNNER])
 def test_exposure_is_low_and_every_open_directive_has_a_reason(
     machine: NspawnMachine, unit: str, release: Release

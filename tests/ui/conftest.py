@@ -45,7 +45,7 @@ class Fleet:
             environment=ENVIRONMENT,
             runtime=runtime,
             server_url=self.site.url,
-            token=secret or self.site.create_agent_token(name),
+            token=secret or self.site.create_join_token(name),
             name=name,
             queues=queues,
             bundles={"shown": DAGS},

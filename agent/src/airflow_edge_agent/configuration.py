@@ -41,7 +41,7 @@ MAX_FILES = 100
 
 _NO_SETTINGS = (CONFIG_VARIABLE, DEBUG_VARIABLE)
 _SECRET_NAME = re.compile(r"pass|secret|token|credential|key", re.IGNORECASE)
-_NOT_SECRET = {("token_file",), ("client_key",), ("bundles",)}
+_NOT_SECRET = {("client_key",), ("bundles",)}
 
 Path_ = tuple[str, ...]
 """A setting: its sections and its name."""

@@ -20,11 +20,11 @@ import structlog
 from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.commands import run_json
 from airflow_edge_agent.adapters.control_socket import ControlListener, Handler
+from airflow_edge_agent.adapters.credential import CredentialError
 from airflow_edge_agent.adapters.enrolment import Enrolment
 from airflow_edge_agent.adapters.environment_file import configure_foreign_runner
 from airflow_edge_agent.adapters.files import (
     DirectoryLock,
-    TokenError,
     agent_identity,
     boot_identity,
     check_socket_path,
@@ -73,7 +73,7 @@ log = structlog.get_logger()
 
 EXIT_INTERNAL = 70
 EXIT_DIRECTORY = 73
-EXIT_TOKEN = 77
+EXIT_CREDENTIAL = 77
 EXIT_CONFIG = 78
 
 _GOODBYE_SECONDS = 3.0
@@ -118,10 +118,10 @@ def run(loaded: Loaded, read_again: Callable[[], Loaded], journal: SendEntry | N
     try:
         if loaded.enrolled:
             make_transport(settings)
-    except TokenError as error:
+    except CredentialError as error:
         if not notifier.present:
             log.error(str(error), edge_event="not_enrolled")
-            return EXIT_TOKEN
+            return EXIT_CREDENTIAL
     except TransportError as error:
         log.error(str(error))
         return EXIT_CONFIG
@@ -193,7 +193,14 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     enrolment = Enrolment()
     probe = PsutilProbe(settings.state_dir)
     link = LinkLoop(
-        pump, enrolment, probe, hello=hello, backoff=Backoff(), climb=enrolment.climb, enrolled=enrolment.wait
+        pump,
+        enrolment,
+        probe,
+        hello=hello,
+        backoff=Backoff(),
+        climb=enrolment.climb,
+        enrolled=enrolment.wait,
+        renew=enrolment.renew,
     )
     link.versions = versions
 

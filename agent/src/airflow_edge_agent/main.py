@@ -25,13 +25,13 @@ exit codes:
   73  state or runtime directory cannot be used, or another agent runs in it
   75  another agent has this name
   76  protocol versions of agent and server do not fit
-  77  the server refuses the token, or there is none and no service manager
+  77  the server refuses the credential, or there is none and no service manager
   78  the configuration is not usable, or does not allow to run as root
 
 signals:
   SIGTERM, SIGINT   stop: take no new jobs, do about the running ones what
                     [drain] on_stop says, leave; a second one ends them
-  SIGHUP            read configuration and token again
+  SIGHUP            read configuration and credential again
 """
 
 

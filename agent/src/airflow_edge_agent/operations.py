@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 
 from airflow_edge_agent.adapters.carriers import CarrierTransport
+from airflow_edge_agent.adapters.credential import CredentialError, Prover, read_credential
 from airflow_edge_agent.adapters.enrolment import Enrolment
 from airflow_edge_agent.adapters.environment_file import configure_foreign_runner
-from airflow_edge_agent.adapters.files import TokenError, read_token
 from airflow_edge_agent.adapters.journal import SOCKET, Journal, connected_to_journal
+from airflow_edge_agent.adapters.keys import KeyFault
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.runtime_env import PROXIES
 from airflow_edge_agent.configuration import ConfigError, Loaded
@@ -43,7 +44,7 @@ ANNOUNCEMENT_SECONDS = 60.0
 """How long what a stop is for is remembered, until SIGTERM comes."""
 
 _ENROLMENT = (
-    "server_url", "name", "token_file", "allow_plain_http", "execution_api_url", "ca_file", "client_cert", "client_key",
+    "server_url", "name", "allow_plain_http", "execution_api_url", "ca_file", "client_cert", "client_key",
     "tls_server_name", "tls_pins", "carrier",
 )  # fmt: skip
 """Settings that are read when a server is taken up for the first time."""
@@ -87,18 +88,26 @@ def custom_plans(settings: Settings) -> dict[str, CustomPlan]:
 def make_transport(settings: Settings) -> CarrierTransport:
     """Make the way to the server.
 
-    :raises TokenError: there is no token that could be used.
+    :raises CredentialError: there is no credential that could be used.
     :raises TransportError: a file or variable for the connection cannot be used.
     """
-    token = read_token(settings.token_file)
-    network = Network(
+    prover = Prover(read_credential(settings.credential_file), settings.credential_file)
+    try:
+        prover.header()
+    except KeyFault as error:
+        raise CredentialError(str(error)) from None
+    return CarrierTransport(settings.server_url, prover, network_of(settings), settings.carrier)
+
+
+def network_of(settings: Settings) -> Network:
+    """Return how the server is reached."""
+    return Network(
         settings.ca_file,
         settings.client_cert,
         settings.client_key,
         settings.tls_server_name,
         frozenset(settings.tls_pins),
     )
-    return CarrierTransport(settings.server_url, token, network, settings.carrier)
 
 
 def default_execution_url(settings: Settings) -> str:
@@ -172,7 +181,6 @@ class Operations:
         self._health = health
         self._custom = custom
         self._runner = runner
-        self._token: str | None = None
         self._announced: tuple[StopKind, float] | None = None
         self._busy = asyncio.Lock()
 
@@ -184,30 +192,28 @@ class Operations:
     # --- Enrolment ----------------------------------------------------------------------------------------------------
 
     async def enroll(self) -> str | None:
-        """Take up server and token if they are there and new; return why not, if that is a fault."""
+        """Take up server and credential if they are there and new; return why not, if that is a fault."""
         if not self.loaded.enrolled:
             return "the configuration names no server (server_url)"
         try:
-            token = read_token(self.settings.token_file)
-            if token == self._token and self._enrolment.enrolled:
+            if read_credential(self.settings.credential_file) == self._enrolment.credential:
                 return None
             transport = make_transport(self.settings)
-        except (TokenError, TransportError) as error:
+        except (CredentialError, TransportError) as error:
             return str(error)
         again = self._enrolment.enrolled
-        self._token = token
         self._person.server_url = self.settings.server_url
         self._person.name = self.settings.name
         self._pump.default_execution_url = default_execution_url(self.settings)
         await self._enrolment.use(transport)
         if again:
-            log.info("takes up another token")
+            log.info("takes up another credential")
         return None
 
     # --- Reload -------------------------------------------------------------------------------------------------------
 
     async def reload(self) -> dict[str, Any]:
-        """Read configuration and token again, apply what can be applied, say what has come of it."""
+        """Read configuration and credential again, apply what can be applied, say what has come of it."""
         async with self._busy:
             self._notifier.reloading()
             try:

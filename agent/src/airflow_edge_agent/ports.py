@@ -37,7 +37,7 @@ class NotReached(TransportError):
 
 
 class CredentialRefused(TransportError):
-    """The server does not know our token."""
+    """The server does not take our credential."""
 
 
 class Throttled(TransportError):

@@ -217,15 +217,13 @@ class Settings(BaseModel):
     server_url: str
     """Airflow's base URL, e.g. ``https://airflow.example.com``."""
     name: Annotated[str, Field(pattern=NAME_PATTERN, default_factory=_default_name)]
-    """Name of this agent; its token is bound to it. Default: the host's name."""
+    """Name of this agent; its credential is bound to it. Default: the host's name."""
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)] = ["default"]
     """Queues whose jobs are taken."""
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000)
     """Slots; a job takes as many as its `pool_slots`. Default: number of cores."""
-    token_file: AbsolutePath = Path("/etc/airflow-edge-agent/token")
-    """File with the agent's token, readable by the agent alone."""
     state_dir: AbsolutePath = Field(default_factory=_default_state_dir)
-    """Jobs, identity, bundles. Default: ``/var/lib/airflow-edge-agent``, or below ``~/.local/state`` for a user."""
+    """Credential, identity, jobs. Default: ``/var/lib/airflow-edge-agent``, or below ``~/.local/state`` for a user."""
     runtime_dir: AbsolutePath | None = Field(default_factory=_default_runtime_dir)
     """For sockets; a short path. Default: ``run`` below ``state_dir``; under systemd the unit's runtime directory."""
     execution_api: Literal["relay", "direct"] = "relay"
@@ -247,7 +245,7 @@ class Settings(BaseModel):
     carrier: CarrierPolicy = "auto"
     """How to talk to the server: over a WebSocket, over HTTP requests, or whichever works best."""
     allow_plain_http: bool = False
-    """Allow ``http://`` to a server that is not this machine. The token is then readable on the way."""
+    """Allow ``http://`` to a server that is not this machine. Tasks and their tokens are then readable on the way."""
     allow_root: bool = False
     """Allow the agent, and without a runner of another user all tasks, to run as root."""
     spool_max_mb: int = Field(default=500, ge=1, le=10_000_000)
@@ -310,6 +308,11 @@ class Settings(BaseModel):
     def run_dir(self) -> Path:
         """Where sockets are."""
         return self.runtime_dir or self.state_dir / "run"
+
+    @property
+    def credential_file(self) -> Path:
+        """What this agent proves itself with."""
+        return self.state_dir / "credential"
 
     @property
     def jobs_dir(self) -> Path:

@@ -35,6 +35,8 @@ class Settings:
     log_max_bytes: int = 200 * 2**20
     """Most log of one job that is stored; 0: all."""
     execution_api: str = "relay"
+    credential_days: float = 180.0
+    """0: credentials are valid for ever, and not rotated."""
 
 
 def load(source: Any = conf) -> Settings:
@@ -63,6 +65,7 @@ def load(source: Any = conf) -> Settings:
         wrong_credentials_per_minute=_number(source, "wrong_credentials_per_minute", 60, 0, 1_000_000),
         log_max_bytes=int(_number(source, "log_max_mb", 200, 0, 1_000_000) * 2**20),
         execution_api=str(source.get(SECTION, "execution_api", fallback="relay")).strip(),
+        credential_days=_number(source, "credential_days", 180, 0, 36_500),
     )
     if settings.execution_api not in EXECUTION_APIS:
         raise AirflowConfigException(

@@ -6,11 +6,11 @@ Every scheduler does it; each change is made only where things are still as they
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_edge_server import config, plainly
-from airflow_edge_server.store import agents, controls, purge, queue
+from airflow_edge_server.store import agents, controls, enrolment, purge, queue
 from airflow_edge_server.store.transaction import airflow_sessions, write
 
 log = plainly.logger(__name__)
@@ -20,6 +20,12 @@ STALE_QUEUED_SECONDS = 30.0
 
 UNSTARTED_SLACK_SECONDS = 10.0
 """How long after a missed heartbeat an agent loses the jobs that it has accepted and never started."""
+
+REVOKED_SECONDS = 5.0
+"""How long a revoked agent has time to end what it is to end."""
+
+CREDENTIAL_DAYS = 30
+"""How long a credential or join token that is not valid any more can still be looked up."""
 
 PURGE_SECONDS = 600.0
 """How often old jobs and logs are looked for, once there is nothing left to delete."""
@@ -46,6 +52,7 @@ class Housekeeping:
         self._notice_silent_agents(settings)
         self._return_unstarted_jobs(settings)
         self._end_lost_jobs(settings)
+        self._end_jobs_of_revoked_agents()
         self._revoke_stale_jobs()
         self._end_due_maintenance()
         now = time.monotonic()
@@ -81,6 +88,10 @@ class Housekeeping:
                 "queued again" if lost.requeued else "lost",
             )
 
+    def _end_jobs_of_revoked_agents(self) -> None:
+        for lost in write(airflow_sessions, lambda session: queue.end_revoked(session, after_seconds=REVOKED_SECONDS)):
+            log.warning("Job %s is taken away from agent %s, which was revoked", lost.id, lost.agent_name)
+
     def _revoke_stale_jobs(self) -> None:
         self._stale_after, revoked = write(
             airflow_sessions,
@@ -103,6 +114,8 @@ class Housekeeping:
         )
 
     def _purge(self, settings: config.Settings) -> purge.Purged:
+        before = datetime.now(UTC) - timedelta(days=CREDENTIAL_DAYS)
+        write(airflow_sessions, lambda session: enrolment.purge_credentials(session, before=before))
         return write(
             airflow_sessions,
             lambda session: purge.purge_batch(

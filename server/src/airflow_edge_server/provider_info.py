@@ -65,6 +65,14 @@ def get_provider_info() -> dict[str, Any]:
                         "Seconds over which agents spread their return after all connections were lost at once.\n"
                         "Raise it for thousands of agents.\n",
                     ),
+                    "credential_days": _option(
+                        "float",
+                        "180",
+                        "180",
+                        "Days that the credential of an agent is valid. It is replaced by itself when half of them\n"
+                        "are over; an agent that is away for longer than the other half has to be enrolled\n"
+                        "again. 0: valid for ever, and never replaced.\n",
+                    ),
                     "job_retention": _option(
                         "float",
                         "7",

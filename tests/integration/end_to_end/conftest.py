@@ -63,7 +63,7 @@ def start_agent(site: AirflowSite, keeper: Keeper, tmp_path: Path) -> Iterator[S
             environment=ENVIRONMENT,
             runtime=ENVIRONMENT,
             server_url=site.url,
-            token=options.pop("token", None) or site.create_agent_token(name),
+            token=options.pop("token", None) or site.create_join_token(name),
             name=name,
             bundles={"probes": DAGS},
             **options,

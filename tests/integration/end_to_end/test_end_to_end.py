@@ -76,7 +76,7 @@ def test_a_dag_with_everything(site: AirflowSite, start_agent: StartAgent, tmp_p
 
     shell = log_text(site, site.api.task_instance("everything", run, "shell"))
     assert "from the shell" in shell
-    for secret in (agent.token_file.read_text().strip(), "NOTIFY_SOCKET", "EDGE_AGENT_"):
+    for secret in (agent.credential_file.read_text().strip().split("_", 2)[2], "NOTIFY_SOCKET", "EDGE_AGENT_"):
         assert secret not in shell
     pokes = log_text(site, site.api.task_instance("everything", run, "reschedule"))
     assert pokes.index("poke number 1") < pokes.index("poke number 2")
@@ -265,13 +265,12 @@ def test_maintenance_from_the_server(site: AirflowSite, start_agent: StartAgent,
     assert site.api.wait_for_run("steps", run) == "success"
 
 
-def test_tokens_that_do_not_open(site: AirflowSite, start_agent: StartAgent) -> None:
+def test_an_agent_that_is_revoked(site: AirflowSite, start_agent: StartAgent) -> None:
     agent = start_agent()
-    token_id = agent.token_file.read_text().split("_")[1]
-    site.cli("edge-agents", "token", "revoke", token_id)
+    site.cli("edge-agents", "revoke", agent.name)
     assert agent.process is not None
     assert agent.process.wait(60) == 77
-    assert "refuses this agent's token" in agent.log_text()
+    assert "refuses this agent's credential" in agent.log_text()
     assert "Traceback" not in agent.log_text()
 
 
@@ -285,7 +284,7 @@ def test_a_name_that_is_in_use_is_refused_with_both_sides_named(
         environment=Path(first.program).parent.parent,
         runtime=Path(first.program).parent.parent,
         server_url=site.url,
-        token=first.token_file.read_text().strip(),
+        token=first.credential_file.read_text().strip(),
         name=first.name,
     )
     with clone:

@@ -41,7 +41,7 @@ def make_agent(
         environment=ENVIRONMENT,
         runtime=runtime,
         server_url=site.url,
-        token=site.create_agent_token(name),
+        token=site.create_join_token(name),
         name=name,
         bundles={"probes": DAGS},
         settings=settings,
@@ -134,7 +134,12 @@ def test_the_socket_is_for_those_with_a_secret_only(relay_site: AirflowSite, kee
         wait_until(lambda: "began" in notes(tmp_path), seconds=60, what="the task to begin")
         (job_id,) = [path.name for path in (agent.state_dir / "jobs").iterdir() if path.is_dir()]
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://edge-agent") as client:
-            for secret in ("", "Bearer x", f"Bearer {job_id}.{'0' * 64}", f"Bearer {agent.token_file.read_text()}"):
+            for secret in (
+                "",
+                "Bearer x",
+                f"Bearer {job_id}.{'0' * 64}",
+                f"Bearer {agent.credential_file.read_text()}",
+            ):
                 answer = client.get("/execution/variables/x", headers={"Authorization": secret.strip()})
                 assert answer.status_code == 401, secret
         (tmp_path / "go").touch()

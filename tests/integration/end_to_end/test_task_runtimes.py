@@ -48,7 +48,7 @@ def test_the_demo_runs(runtime: Path, demo_site: AirflowSite, keeper: Keeper, tm
         environment=ENVIRONMENT,
         runtime=runtime,
         server_url=demo_site.url,
-        token=demo_site.create_agent_token(name),
+        token=demo_site.create_join_token(name),
         name=name,
         bundles=bundles,
     ) as agent:

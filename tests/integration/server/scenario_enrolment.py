@@ -169,6 +169,10 @@ def what_is_not_valid_any_more_is_forgotten() -> None:
         assert enrolment.find_joining(session, kept.text) is None
 
 
+def _site_2() -> None:
+    scenes.agent("site-2", state="offline")
+
+
 def _token(session: Session, **given: Any) -> enrolment.NewJoinToken:
     values: dict[str, Any] = {"name_pattern": "a", "queues": ["default"], "valid_seconds": 3_600.0, "by": "me"} | given
     return enrolment.create_join_token(session, **values)

@@ -1,4 +1,4 @@
-"""Tables, tokens, agents, logs and purge."""
+"""Tables, agents, logs and purge."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from sqlalchemy import func, insert, inspect, select
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server import compat
 from airflow_edge_server.log_io import EdgeLogIO
-from airflow_edge_server.store import agents, logs, purge, tokens
+from airflow_edge_server.store import agents, logs, purge
 from airflow_edge_server.store.db import EdgeAgentDBManager, schema_problem
-from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog, EdgeAgentToken, metadata
+from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog, metadata
 from integration.server import scenes
 
 TABLES = {
     "edge_agent",
-    "edge_agent_token",
     "edge_agent_join_token",
     "edge_agent_credential",
     "edge_agent_job",
@@ -96,34 +95,6 @@ def an_unknown_revision_is_named() -> None:
         with settings.engine.begin() as connection:
             connection.exec_driver_sql(f"UPDATE {version} SET version_num = '{head}'")
     assert schema_problem() is None
-
-
-def tokens_are_stored_as_hashes() -> None:
-    with scenes.db() as session:
-        text = tokens.create_token(session, "a1", created_by="me")
-        other = tokens.create_token(session, "a2")
-    with scenes.db() as session:
-        row = session.scalars(select(EdgeAgentToken).where(EdgeAgentToken.agent_name == "a1")).one()
-        _, token_id, secret = text.split("_", 2)
-        assert (row.id, len(row.secret_hash)) == (token_id, 64)
-        assert secret not in row.secret_hash
-        assert tokens.verify_token(session, text) == "a1"
-        assert tokens.verify_token(session, other) == "a2"
-        for wrong in (
-            "",
-            "eat_",
-            text[:-1],
-            text + "x",
-            text.swapcase(),
-            f"eat_{'0' * 16}_{secret}",
-            "eat_é_" + secret,
-        ):
-            assert tokens.verify_token(session, wrong) is None, wrong
-        assert tokens.revoke_token(session, token_id) is True
-        assert tokens.revoke_token(session, token_id) is False
-        assert tokens.revoke_token(session, "nothing") is None
-        assert tokens.verify_token(session, text) is None
-        assert tokens.verify_token(session, other) == "a2"
 
 
 def maintenance_changes_at_once_only_what_is_not_connected() -> None:

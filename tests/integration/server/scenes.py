@@ -35,7 +35,6 @@ from airflow_edge_server.store.models import (
     EdgeAgentJob,
     EdgeAgentJoinToken,
     EdgeAgentLog,
-    EdgeAgentToken,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def db() -> Iterator[Session]:
 def reset() -> None:
     settings.Session.remove()
     with db() as session:
-        ours = (EdgeAgentLog, EdgeAgentJob, EdgeAgentToken, EdgeAgentJoinToken, EdgeAgentCredential, EdgeAgent)
+        ours = (EdgeAgentLog, EdgeAgentJob, EdgeAgentJoinToken, EdgeAgentCredential, EdgeAgent)
         for model in (*ours, Callback, TaskInstance, DagRun, Job, Log):
             session.execute(delete(model))
 

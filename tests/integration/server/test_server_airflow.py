@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 # What the commands do to the tables is tested on each database elsewhere.
 once = pytest.mark.parametrize("lab", ["sqlite"], indirect=True)
 
-TOKEN = re.compile(r"eat_[0-9a-f]{16}_[A-Za-z0-9_-]{43}")
+TOKEN = re.compile(r"eaj_[0-9a-f]{16}_[A-Za-z0-9_-]{43}")
 
 
 def test_migrating_again_changes_nothing_and_the_check_passes(lab: Lab) -> None:
@@ -25,7 +25,7 @@ def test_migrating_again_changes_nothing_and_the_check_passes(lab: Lab) -> None:
 
 
 def test_reset_drops_the_tables_and_everyone_says_what_to_do(lab: Lab) -> None:
-    lab.airflow("edge-agents", "token", "create", "--name", "before-reset")
+    lab.airflow("edge-agents", "enroll", "--name", "before-reset")
     lab.airflow("db", "reset", "--yes", "--skip-init")
     try:
         done = lab.airflow("edge-agents", "list", check=False)
@@ -71,29 +71,51 @@ def test_a_real_scheduler_respects_parallelism_beside_another_executor(lab: Lab)
 
 
 @once
-def test_token_is_shown_once_and_alone(lab: Lab) -> None:
-    done = lab.airflow("edge-agents", "token", "create", "--name", "site-1")
+def test_a_join_token_is_shown_once_and_alone(lab: Lab) -> None:
+    done = lab.airflow("edge-agents", "enroll", "--name", "site-1", "--queues", "press, oven", "--team", "plant")
     assert TOKEN.fullmatch(done.stdout.strip()), "nothing but the token on standard output"
     token = done.stdout.strip()
     assert token not in done.stderr
-    as_json = json.loads(lab.airflow("edge-agents", "token", "create", "--name", "site-1", "--output", "json").stdout)
-    assert TOKEN.fullmatch(as_json[0]["token"])
+    assert "edgectl enroll http" in done.stderr
+    assert "--name site-1" in done.stderr
+    many = (
+        "--name",
+        "site-*",
+        "--uses",
+        "3",
+        "--expires",
+        "2d",
+        "--server-url",
+        "https://air.example/",
+        "--output",
+        "json",
+    )
+    (as_json,) = json.loads(lab.airflow("edge-agents", "enroll", *many).stdout)
+    assert TOKEN.fullmatch(as_json["token"])
+    assert as_json["commands"][0] == "sudo edgectl enroll https://air.example"
     token_id = token.split("_")[1]
-    listed = lab.airflow("edge-agents", "token", "list", "--output", "json").stdout
+    listed = lab.airflow("edge-agents", "join-tokens", "list", "--output", "json").stdout
     assert token.split("_", 2)[2] not in listed
-    assert {token_id, as_json[0]["id"]} <= {row["id"] for row in json.loads(listed)}
+    rows = {row["id"]: row for row in json.loads(listed)}
+    assert (rows[token_id]["names"], rows[token_id]["queues"], rows[token_id]["team"]) == (
+        "site-1",
+        "oven,press",
+        "plant",
+    )
+    assert (rows[as_json["id"]]["queues"], rows[as_json["id"]]["uses_left"]) == ("default", "3")
     # The whole token works too, and is not repeated.
-    done = lab.airflow("edge-agents", "token", "revoke", token)
+    done = lab.airflow("edge-agents", "join-tokens", "revoke", token)
     assert token not in done.stdout + done.stderr
-    rows = json.loads(lab.airflow("edge-agents", "token", "list", "--output", "json").stdout)
-    assert {row["id"]: bool(row["revoked"]) for row in rows}[token_id]
-    agents = json.loads(lab.airflow("edge-agents", "list", "--output", "json").stdout)
-    assert [(row["name"], row["state"]) for row in agents if row["name"] == "site-1"] == [("site-1", "offline")]
+    rows = {
+        row["id"]: row
+        for row in json.loads(lab.airflow("edge-agents", "join-tokens", "list", "--output", "json").stdout)
+    }
+    assert rows[token_id]["revoked"]
 
 
 @once
 def test_maintenance_of_an_agent_that_is_away(lab: Lab) -> None:
-    lab.airflow("edge-agents", "token", "create", "--name", "site-2")
+    lab.run("integration.server.scenario_enrolment:_site_2")
     lab.airflow("edge-agents", "maintenance", "on", "site-2", "--comment", "new disk")
     listed = lab.airflow("edge-agents", "list", "--output", "plain").stdout
     line = next(line for line in listed.splitlines() if line.startswith("site-2"))
@@ -108,8 +130,10 @@ def test_maintenance_of_an_agent_that_is_away(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("token", "create", "--name", "no spaces"), "'no spaces' is no agent name"),
-        (("token", "revoke", "0000"), "there is no token with the id '0000'"),
+        (("enroll", "--name", "no spaces"), "'no spaces' is no name or pattern"),
+        (("enroll", "--name", "a", "--expires", "soon"), "'soon' is no span of time"),
+        (("join-tokens", "revoke", "0000"), "there is no join token with the id '0000'"),
+        (("revoke", "nobody"), "there is no agent called 'nobody'"),
         (("maintenance", "on", "nobody"), "there is no agent called 'nobody'"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.routing import BaseRoute, Mount
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -53,8 +54,14 @@ class Served:
         return self.channel._hub
 
     @property
+    def agent_routes(self) -> list[BaseRoute]:
+        """What is for agents, behind their gate."""
+        (agents,) = [route for route in self.app.routes if isinstance(route, Mount) and not route.path]
+        return list(agents.routes)
+
+    @property
     def channel(self) -> Channel:
-        route = next(r for r in self.app.routes if getattr(r, "path", "") == "/v1/channel")
+        route = next(r for r in self.agent_routes if getattr(r, "path", "") == "/v1/channel")
         channel = route.app  # type: ignore[attr-defined]  # looks inside
         assert isinstance(channel, Channel)
         return channel
@@ -94,7 +101,7 @@ class ChannelAgent(FakeAgent):
     async def dial(self) -> ClientConnection:
         return await connect(
             f"{self.url.replace('http', 'ws')}/v1/channel",
-            additional_headers={"Authorization": f"Bearer {self.token}"},
+            additional_headers=self.headers,
             proxy=None,
             max_size=None,
         )

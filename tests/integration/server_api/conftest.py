@@ -31,7 +31,7 @@ async def client(database: Database) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def make_agent(database: Database, client: httpx.AsyncClient) -> MakeAgent:
     def make(name: str = "factory", **given: Any) -> FakeAgent:
-        return FakeAgent(client, name, database.token(name), **given)
+        return FakeAgent(client, name, database.credential(name), **given)
 
     return make
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -13,11 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import pytest
+from airflow.models.log import Log
 from airflow.utils.orm_event_handlers import setup_event_handlers
 from fastapi import FastAPI, HTTPException, Request
 from sqlalchemy import Engine, Integer, String, Uuid, column, create_engine, delete, insert, table, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from airflow_edge_agent.adapters.credential import Credential, Prover
+from airflow_edge_agent.adapters.keys import new_private_key, public_key
 from airflow_edge_agent.protocol import PROTOCOL_VERSION
 from airflow_edge_agent.protocol.codec import decode_server_frame, encode_batch
 from airflow_edge_agent.protocol.frames import (
@@ -40,9 +45,9 @@ from airflow_edge_server.api.app import create_app
 from airflow_edge_server.api.hub import Pace
 from airflow_edge_server.compat import AdminUser
 from airflow_edge_server.config import Settings
+from airflow_edge_server.store.agents import ensure_agent
 from airflow_edge_server.store.db import EdgeAgentDBManager
-from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog, metadata
-from airflow_edge_server.store.tokens import create_token
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentCredential, EdgeAgentJob, EdgeAgentLog, metadata
 
 if TYPE_CHECKING:
     from harness.mysql import Mysql
@@ -84,6 +89,8 @@ class Database:
         with self.engine.begin() as connection:
             connection.execute(text("DROP TABLE IF EXISTS alembic_version_edge_agent"))
             connection.execute(text("DROP TABLE IF EXISTS task_instance"))
+            Log.__table__.drop(connection, checkfirst=True)
+            Log.__table__.create(connection)
             key = Uuid().compile(dialect=connection.dialect)
             connection.execute(
                 text(
@@ -114,9 +121,28 @@ class Database:
     def open(self) -> AbstractContextManager[Session]:
         return self.sessions()
 
-    def token(self, name: str) -> str:
+    def credential(self, name: str, *, queues: list[str] | None = None, **values: Any) -> str:
+        """Enroll an agent without ceremony; return what its credential file would hold.
+
+        :param queues: what it may serve; every one, unless given.
+        """
+        credential = Credential(secrets.token_hex(8), new_private_key())
+        given = {
+            "id": credential.id,
+            "agent_name": name,
+            "public_key": public_key(credential.private_key).hex(),
+            "created_at": datetime.now(UTC),
+            **values,
+        }
         with self.sessions() as session:
-            return create_token(session, name)
+            ensure_agent(session, name).granted_queues = ["*"] if queues is None else queues
+            session.add(EdgeAgentCredential(**given))
+        return credential.text()
+
+    def revoke(self, agent: FakeAgent) -> None:
+        """Revoke an agent's credential, without telling anybody."""
+        with self.sessions() as session:
+            session.get_one(EdgeAgentCredential, agent.credential_id).revoked_at = datetime.now(UTC)
 
     def add_job(self, **values: Any) -> str:
         job_id = str(uuid.uuid4())
@@ -252,7 +278,8 @@ class FakeAgent:
 
     client: httpx.AsyncClient
     name: str
-    token: str
+    credential: str
+    """What its credential file holds."""
     queues: list[str] = field(default_factory=lambda: ["default"])
     slots: int = 4
     agent_id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -260,10 +287,27 @@ class FakeAgent:
     instance_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     hostname: str = "host-1"
     session_id: str | None = None
+    token: str | None = None
+    """Sent in place of a proof."""
+
+    @property
+    def credential_id(self) -> str:
+        return self.credential.split("_")[1]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What shows who it is."""
+        if self.token is not None:
+            return {"Authorization": f"Bearer {self.token}"}
+        return {"Authorization": self.prover.header()}
+
+    @property
+    def prover(self) -> Prover:
+        _, credential_id, key = self.credential.strip().split("_", 2)
+        return Prover(Credential(credential_id, base64.urlsafe_b64decode(key + "=")), Path("/nonexistent"))
 
     async def post(self, content: bytes) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        return await self.client.post("/v1/exchange", content=content, headers=headers)
+        return await self.client.post("/v1/exchange", content=content, headers=self.headers)
 
     async def exchange(self, *frames: AnyFrame, wait: float = 0, session_id: str | None = None) -> list[ServerFrame]:
         content = encode_batch(list(frames), session_id=session_id or self.session_id, wait_seconds=wait)

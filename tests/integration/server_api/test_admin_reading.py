@@ -12,7 +12,7 @@ from sqlalchemy import event
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server import __version__
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentMetric
-from integration.server_api.kit import Database
+from integration.server_api.kit import Database, FakeAgent
 
 pytestmark = pytest.mark.integration
 
@@ -53,7 +53,7 @@ async def test_nothing_is_done_for_those_who_may_not_look(admin: httpx.AsyncClie
 
 async def test_an_agents_token_opens_nothing_here(admin: httpx.AsyncClient, database: Database) -> None:
     admin.headers["x-role"] = ""
-    headers = {"Authorization": f"Bearer {database.token('press')}"}
+    headers = FakeAgent(admin, "press", database.credential("press")).headers
     assert (await admin.get("/v1/admin/agents", headers=headers)).status_code == 401
     # And nobody's session opens the agents' side.
     answer = await admin.post("/v1/exchange", headers={"x-role": "op"}, content=b"{}")

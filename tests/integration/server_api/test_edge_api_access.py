@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -14,24 +13,38 @@ import pytest
 
 from airflow_edge_agent.protocol.codec import encode_batch
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Welcome
-from airflow_edge_server.store.models import EdgeAgentToken
+from fakes.credentials import CREDENTIAL, make_prover
 from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, running
 
-PATHS = ["/", "/v1/exchange", "/v1/exchange/", "/v1", "/docs", "/redoc", "/openapi.json", "/nothing/here", "/../x"]
+PATHS = [
+    "/",
+    "/v1/exchange",
+    "/v1/enroll",
+    "/v1/exchange/",
+    "/v1",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+    "/nothing/here",
+    "/../x",
+]
 BAD_HEADERS = [
     None,
     "",
     "Bearer",
     "Bearer x",
     "Basic YTpi",
-    "Bearer eat_0123456789abcdef_" + "a" * 43,
-    "Bearer eat_0123456789abcdef_" + "a" * 42,
-    "Bearer eat_0123456789ABCDEF_" + "a" * 43,
+    f"Bearer eap_0123456789abcdef_{time.time():.0f}_" + "a" * 86,
+    f"Bearer eap_0123456789abcdef_{time.time():.0f}_" + "a" * 85,
+    f"Bearer eap_0123456789ABCDEF_{time.time():.0f}_" + "a" * 86,
+    "Bearer eap_0123456789abcdef_0_" + "a" * 86,
+    "Bearer eaj_0123456789abcdef_" + "a" * 43,
+    f"Bearer {CREDENTIAL}",
 ]
 
 
 @pytest.mark.parametrize("header", BAD_HEADERS)
-async def test_every_path_and_method_needs_a_token(client: httpx.AsyncClient, header: str | None) -> None:
+async def test_every_path_and_method_needs_a_proof(client: httpx.AsyncClient, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     for path in PATHS:
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE"):
@@ -41,25 +54,26 @@ async def test_every_path_and_method_needs_a_token(client: httpx.AsyncClient, he
 
 
 async def test_the_secret_counts_not_only_the_id(client: httpx.AsyncClient, agent: FakeAgent) -> None:
-    agent.token = agent.token[:-4] + ("aaaa" if not agent.token.endswith("aaaa") else "bbbb")
+    proof = agent.prover.header().removeprefix("Bearer ")
+    agent.token = proof[:-4] + ("aaaa" if not proof.endswith("aaaa") else "bbbb")
     assert (await agent.post(b"{}")).status_code == 401
 
 
-async def test_two_tokens_in_one_request_are_none(client: httpx.AsyncClient, agent: FakeAgent) -> None:
-    headers = [("Authorization", f"Bearer {agent.token}")] * 2
+async def test_two_proofs_in_one_request_are_none(client: httpx.AsyncClient, agent: FakeAgent) -> None:
+    headers = list(agent.headers.items()) * 2
     assert (await client.post("/v1/exchange", headers=headers)).status_code == 401
 
 
-async def test_with_a_token_only_the_exchange_exists(client: httpx.AsyncClient, agent: FakeAgent) -> None:
-    headers = {"Authorization": f"Bearer {agent.token}"}
+async def test_with_a_proof_only_the_exchange_exists(client: httpx.AsyncClient, agent: FakeAgent) -> None:
+    headers = agent.headers
     for path in ("/docs", "/openapi.json", "/redoc", "/nothing"):
         assert (await client.get(path, headers=headers)).status_code == 404
     assert (await client.get("/v1/exchange", headers=headers)).status_code == 405
 
 
-async def test_a_revoked_token_is_refused_within_two_seconds(database: Database, agent: FakeAgent) -> None:
+async def test_a_revoked_credential_is_refused_within_two_seconds(database: Database, agent: FakeAgent) -> None:
     await agent.hello()
-    revoke(database, agent)
+    database.revoke(agent)
     deadline = time.monotonic() + 2
     content = encode_batch([], session_id=agent.session_id)
     while (await agent.post(content)).status_code != 401:
@@ -67,23 +81,16 @@ async def test_a_revoked_token_is_refused_within_two_seconds(database: Database,
         await asyncio.sleep(0.05)
 
 
-async def test_a_waiting_poll_ends_when_its_token_is_revoked(database: Database, agent: FakeAgent) -> None:
+async def test_a_waiting_poll_ends_when_its_credential_is_revoked(database: Database, agent: FakeAgent) -> None:
     await agent.hello()
     assert not await agent.poll(wait=0.1)
     content = encode_batch([agent.status()], session_id=agent.session_id, wait_seconds=5)
     started = time.monotonic()
     poll = asyncio.create_task(agent.post(content))
-    revoke(database, agent)
+    database.revoke(agent)
     response = await poll
     assert (response.status_code, response.content) == (401, b"")
     assert time.monotonic() - started < 2
-
-
-def revoke(database: Database, agent: FakeAgent) -> None:
-    with database.sessions() as session:
-        token = session.get(EdgeAgentToken, agent.token.split("_")[1])
-        assert token is not None
-        token.revoked_at = datetime.now(UTC)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +129,7 @@ async def test_a_body_of_unknown_length_is_bounded_too(client: httpx.AsyncClient
     response = await client.post(
         "/v1/exchange",
         content=endless(),  # type: ignore[arg-type]  # an async generator is one of the things it takes
-        headers={"Authorization": f"Bearer {agent.token}"},
+        headers=agent.headers,
     )
     assert response.status_code == 413
     assert sent <= MAX_BATCH_BYTES + 2 * 65536
@@ -139,7 +146,7 @@ async def test_a_body_that_does_not_come_times_out(database: Database) -> None:
         response = await client.post(
             "/v1/exchange",
             content=slow(),  # type: ignore[arg-type]  # as above
-            headers={"Authorization": f"Bearer {database.token('factory')}"},
+            headers=FakeAgent(client, "factory", database.credential("factory")).headers,
         )
     assert response.status_code == 408
 
@@ -152,7 +159,7 @@ async def test_without_tables_it_says_what_to_do_and_heals(
     try:
         async with running(build_app(database)) as client:
             assert (await client.get("/")).status_code == 401
-            headers = {"Authorization": "Bearer eat_0123456789abcdef_" + "a" * 43}
+            headers = {"Authorization": make_prover().header()}
             response = await client.post("/v1/exchange", headers=headers)
             assert response.status_code == 503
             assert int(response.headers["retry-after"]) > 0
@@ -162,23 +169,23 @@ async def test_without_tables_it_says_what_to_do_and_heals(
             assert lines[0].levelno == logging.ERROR
             database.migrate()
             assert (await client.post("/v1/exchange", headers=headers)).status_code == 401
-            agent = FakeAgent(client, "factory", database.token("factory"))
+            agent = FakeAgent(client, "factory", database.credential("factory"))
             assert isinstance((await agent.hello())[0], Welcome)
     finally:
         database.dispose()
 
 
-async def test_a_database_that_fails_is_no_reason_to_refuse_a_token(tmp_path: Path) -> None:
+async def test_a_database_that_fails_is_no_reason_to_refuse_a_credential(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/metadata.db")
     try:
         async with running(build_app(database)) as client:
-            agent = FakeAgent(client, "factory", database.token("factory"))
+            agent = FakeAgent(client, "factory", database.credential("factory"))
             await agent.hello()
             await asyncio.sleep(0)
             database.dispose()
             with database.engine.begin() as connection:
-                connection.exec_driver_sql("DROP TABLE edge_agent_token")
-            other = FakeAgent(client, "factory", "eat_0123456789abcdef_" + "a" * 43)
+                connection.exec_driver_sql("DROP TABLE edge_agent_credential")
+            other = FakeAgent(client, "factory", CREDENTIAL)
             assert (await other.post(b"{}")).status_code == 503
     finally:
         database.dispose()

@@ -19,10 +19,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from airflow_edge_agent.protocol.codec import encode_batch, pack_log
 from airflow_edge_agent.protocol.frames import Log, LogAck, Welcome
 from airflow_edge_server import config
+from fakes.credentials import make_prover
 from integration.server_api.channel_kit import ChannelAgent, served
 from integration.server_api.kit import SETTINGS, Database, FakeAgent, build_app, make_database, only, running
 
-WRONG = {"Authorization": "Bearer eat_0123456789abcdef_" + "a" * 43}
+WRONG = {"Authorization": make_prover().header()}
 
 
 @pytest.fixture(params=["sqlite"])
@@ -44,7 +45,7 @@ async def test_wrong_credentials_are_soon_not_looked_at(
     site: Callable[..., Any], database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with site(wrong_credentials_per_minute=5) as client:
-        known, new = (FakeAgent(client, name, database.token(name)) for name in ("known", "new"))
+        known, new = (FakeAgent(client, name, database.credential(name)) for name in ("known", "new"))
         assert isinstance((await known.hello())[0], Welcome)
         answers = [await client.post("/v1/exchange", headers=WRONG) for _ in range(30)]
         assert [answer.status_code for answer in answers] == [401] * 10 + [429] * 20
@@ -53,6 +54,11 @@ async def test_wrong_credentials_are_soon_not_looked_at(
         # Behind the same address, who was right before is not affected; who is new has to come again.
         assert (await known.post(encode_batch([], session_id=known.session_id))).status_code == 200
         assert (await new.post(b"{}")).status_code == 429
+        # Nor by somebody who tries to be it.
+        known.token = known.prover.header().removeprefix("Bearer ")[:-4] + "aaaa"
+        assert (await known.post(b"{}")).status_code == 401
+        known.token = None
+        assert (await known.post(encode_batch([], session_id=known.session_id))).status_code == 200
     lines = [record for record in caplog.records if "Wrong credentials again and again" in record.getMessage()]
     assert len(lines) == 1
 
@@ -60,7 +66,7 @@ async def test_wrong_credentials_are_soon_not_looked_at(
 async def test_right_credentials_cost_nothing(site: Callable[..., Any], database: Database) -> None:
     async with site(wrong_credentials_per_minute=1) as client:
         for number in range(10):
-            agent = FakeAgent(client, f"press-{number}", database.token(f"press-{number}"))
+            agent = FakeAgent(client, f"press-{number}", database.credential(f"press-{number}"))
             assert isinstance((await agent.hello())[0], Welcome)
 
 
@@ -75,7 +81,7 @@ async def test_an_agent_that_asks_too_often_is_told_when_to_come_again(
     site: Callable[..., Any], database: Database
 ) -> None:
     async with site(agent_requests_per_second=0.5) as client:
-        fast, other = (FakeAgent(client, name, database.token(name)) for name in ("fast", "other"))
+        fast, other = (FakeAgent(client, name, database.credential(name)) for name in ("fast", "other"))
         codes = [(await fast.post(b"{}")).status_code for _ in range(8)]
         assert codes == [200] * 5 + [429] * 3
         assert (await fast.post(b"{}")).headers["retry-after"] in {"1", "2"}
@@ -93,10 +99,10 @@ async def test_an_agent_has_a_few_connections_and_all_together_have_many(
             await never.wait()
 
         def hang(name: str) -> asyncio.Task[httpx.Response]:
-            headers = {"Authorization": f"Bearer {database.token(name)}"}
+            headers = FakeAgent(client, name, database.credential(name)).headers
             return asyncio.create_task(client.post("/v1/exchange", content=slow(), headers=headers))
 
-        token = database.token("a")
+        credential = database.credential("a")
         hanging = {hang("a") for _ in range(5)}
         done, hanging = await asyncio.wait(hanging, timeout=10, return_when=asyncio.FIRST_COMPLETED)
         (refused,) = [task.result() for task in done]
@@ -109,7 +115,7 @@ async def test_an_agent_has_a_few_connections_and_all_together_have_many(
         for task in hanging:
             task.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
-        assert (await FakeAgent(client, "a", token).post(b"{}")).status_code == 200
+        assert (await FakeAgent(client, "a", credential).post(b"{}")).status_code == 200
     assert caplog.text.count("has 4 connections already") == 1
     assert caplog.text.count("All 6 connections") == 1
 
@@ -118,7 +124,7 @@ async def test_a_flood_on_a_websocket_counts_for_the_agent_and_not_for_the_conne
     settings = replace(SETTINGS, agent_requests_per_second=2)
     async with served(build_app(database, settings=settings)) as server:
         client: Any = None
-        agent = ChannelAgent(client, "factory", database.token("factory"), url=server.url)
+        agent = ChannelAgent(client, "factory", database.credential("factory"), url=server.url)
         await agent.open()
         with contextlib.suppress(ConnectionClosed):
             for _ in range(100):
@@ -135,7 +141,7 @@ async def test_a_flood_on_a_websocket_counts_for_the_agent_and_not_for_the_conne
 
 async def test_a_log_is_kept_up_to_its_bound_and_says_so(site: Callable[..., Any], database: Database) -> None:
     async with site(log_max_bytes=1000) as client:
-        agent = FakeAgent(client, "factory", database.token("factory"))
+        agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         job_id = database.add_job()
         await agent.take(start=True)

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -37,7 +36,6 @@ from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.api import channel
 from airflow_edge_server.api.auth import SCOPE_KEY, Caller
-from airflow_edge_server.store.models import EdgeAgentToken
 from integration.server_api.channel_kit import ChannelAgent, Served, served
 from integration.server_api.kit import PACE, SETTINGS, Database, FakeAgent, build_app, until
 
@@ -55,7 +53,7 @@ async def site(database: Database) -> AsyncIterator[Served]:
 def dial(database: Database, site: Served) -> MakeChannelAgent:
     def make(name: str = "factory", **given: Any) -> ChannelAgent:
         client: Any = None
-        return ChannelAgent(client, name, database.token(name), url=site.url, **given)
+        return ChannelAgent(client, name, database.credential(name), url=site.url, **given)
 
     return make
 
@@ -79,8 +77,8 @@ async def test_a_job_from_queue_to_result_is_pushed(database: Database, dial: Ma
     assert database.log(job_id) == b"hello\n"
 
 
-@pytest.mark.parametrize("token", [None, "eat_0123456789abcdef_" + "a" * 43, "nonsense"])
-async def test_the_handshake_without_valid_token_is_answered_401(dial: MakeChannelAgent, token: str | None) -> None:
+@pytest.mark.parametrize("token", [None, "eap_0123456789abcdef_1_" + "a" * 86, "nonsense"])
+async def test_the_handshake_without_valid_proof_is_answered_401(dial: MakeChannelAgent, token: str | None) -> None:
     agent = dial()
     agent.token = token or ""
     with pytest.raises(InvalidStatus) as caught:
@@ -126,16 +124,13 @@ async def test_a_session_taken_over_elsewhere_is_closed(database: Database, dial
     assert [frame.code for frame in agent.heard if isinstance(frame, Close)] == ["superseded"]
 
 
-async def test_a_revoked_token_ends_the_connection_within_two_seconds(
+async def test_a_revoked_credential_ends_the_connection_within_two_seconds(
     database: Database, dial: MakeChannelAgent
 ) -> None:
     agent = dial()
     await agent.open()
     started = time.monotonic()
-    with database.sessions() as session:
-        token = session.get(EdgeAgentToken, agent.token.split("_")[1])
-        assert token is not None
-        token.revoked_at = datetime.now(UTC)
+    database.revoke(agent)
     assert await agent.closed() == 1008
     assert time.monotonic() - started < 2
 
@@ -242,7 +237,7 @@ async def test_an_agent_that_does_not_read_is_given_up(
             await never.wait()
 
     async with asyncio.timeout(5):
-        await site.channel({SCOPE_KEY: Caller("factory", agent.token.split("_")[1])}, receive, send)
+        await site.channel({SCOPE_KEY: Caller("factory", agent.credential_id)}, receive, send)
     assert "factory" not in site.hub._lines
 
 
@@ -338,7 +333,7 @@ async def test_an_agent_that_does_not_read_is_given_up_and_others_are_not_held_u
         await asyncio.get_running_loop().sock_connect(small, (host, int(port)))
         slow.socket = await connect(
             f"ws://{host}:{port}/v1/channel",
-            additional_headers={"Authorization": f"Bearer {slow.token}"},
+            additional_headers=slow.headers,
             sock=small,
             compression=None,
             proxy=None,
@@ -365,7 +360,7 @@ async def test_a_stop_closes_connections_at_once(database: Database, caplog: pyt
     client: Any = None
     with caplog.at_level(logging.ERROR):
         async with served(build_app(database)) as site:
-            agent = ChannelAgent(client, "factory", database.token("factory"), url=site.url)
+            agent = ChannelAgent(client, "factory", database.credential("factory"), url=site.url)
             await agent.open()
             started = time.monotonic()
         assert await agent.closed() == 1012
@@ -379,7 +374,7 @@ async def test_http_and_channel_exclude_each_other(database: Database, dial: Mak
     agent = dial()
     await agent.open()
     async with httpx.AsyncClient(base_url=site.url) as client:
-        fallback = FakeAgent(client, "factory", agent.token, agent_id=agent.agent_id)
+        fallback = FakeAgent(client, "factory", agent.credential, agent_id=agent.agent_id)
         await fallback.hello()
         assert await agent.closed() == 4000
         job_id = database.add_job()

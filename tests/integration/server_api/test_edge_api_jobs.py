@@ -407,7 +407,7 @@ async def test_without_token_nothing_is_offered_and_one_line_says_why(
         return "token"
 
     async with running(build_app(database, mint=mint)) as client:
-        agent = FakeAgent(client, "factory", database.token("factory"))
+        agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         job_id = database.add_job()
         assert await agent.poll(wait=0.5) == []

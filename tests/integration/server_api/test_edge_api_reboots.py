@@ -47,13 +47,13 @@ async def site(database: Database) -> AsyncIterator[Served]:
 @pytest.fixture
 def dial(database: Database, site: Served) -> Callable[[], ChannelAgent]:
     client: Any = None
-    return lambda: ChannelAgent(client, "factory", database.token("factory"), url=site.url)
+    return lambda: ChannelAgent(client, "factory", database.credential("factory"), url=site.url)
 
 
 @pytest.fixture
 async def caller(database: Database, site: Served) -> AsyncIterator[FakeAgent]:
     async with httpx.AsyncClient(base_url=site.url, timeout=30) as client:
-        yield FakeAgent(client, "factory", database.token("factory"))
+        yield FakeAgent(client, "factory", database.credential("factory"))
 
 
 def rebooted(agent: A, hostname: str = "host-1") -> A:
@@ -157,17 +157,17 @@ async def test_a_real_agent_shows_that_it_lives(
     app = build_app(database)
     outer = FastAPI(lifespan=app.router.lifespan_context)
     outer.mount(API_PREFIX, app)
-    token = database.token("factory")
+    credential = database.credential("factory")
     core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0))
     hello = make_hello(name="factory", hostname="host-1")
     pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="boot", default_execution_url="http://a/")
     async with served(outer) as site, httpx.AsyncClient(base_url=f"{site.url}{API_PREFIX}", timeout=30) as client:
-        way = transport(site.url, token, Network())
+        way = transport(site.url, FakeAgent(client, "factory", credential).prover, Network())
         link = LinkLoop(pump, way, FixedProbe(), hello=lambda: hello, backoff=Backoff())
         life = asyncio.create_task(link.run())
         await until(lambda: core.connected)
         session_id = database.agent("factory").session_id
-        clone = FakeAgent(client, "factory", token, agent_id=hello.agent_id)
+        clone = FakeAgent(client, "factory", credential, agent_id=hello.agent_id)
         for _ in range(3):
             answer, seconds = await knock(rebooted(clone))
             assert_refused(answer, "host-1", "boot")
@@ -243,7 +243,7 @@ async def test_an_agent_that_has_stopped_polling_loses_its_name(caller: FakeAgen
 
 async def test_an_agent_that_polls_elsewhere_keeps_its_name(database: Database) -> None:
     async with running(build_app(database)) as first, running(build_app(database)) as second:
-        agent = FakeAgent(first, "factory", database.token("factory"))
+        agent = FakeAgent(first, "factory", database.credential("factory"))
         await agent.hello()
         assert await agent.poll(wait=0.1) == []
         agent.client = second
@@ -258,7 +258,7 @@ async def test_an_agent_that_polls_elsewhere_keeps_its_name(database: Database) 
 
 async def test_a_session_of_another_server_is_judged_by_the_time(database: Database) -> None:
     async with running(build_app(database)) as first, running(build_app(database)) as second:
-        agent = FakeAgent(first, "factory", database.token("factory"))
+        agent = FakeAgent(first, "factory", database.credential("factory"))
         await agent.hello()
         answer, seconds = await knock(rebooted(replace(agent, client=second)))
         assert_refused(answer)

@@ -61,7 +61,7 @@ async def accepted(agent: FakeAgent, database: Database, **given: Any) -> Offer:
 async def call(
     agent: FakeAgent, job_id: str, path: str, *, fence: int = 1, method: str = "GET", **options: Any
 ) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {agent.token}", "Edge-Agent-Fence": str(fence), **options.pop("headers", {})}
+    headers = {**agent.headers, "Edge-Agent-Fence": str(fence), **options.pop("headers", {})}
     url = f"/v1/jobs/{job_id}/execution/{path}"
     return await agent.client.request(method, url, headers=headers, **options)
 
@@ -96,7 +96,7 @@ async def test_a_call_goes_through_with_a_token_made_for_it(database: Database, 
     assert got["headers"]["authorization"] == f"Bearer execution of {ti_id}"
     assert got["headers"]["airflow-api-version"] == "2025-10-27"
     assert not {"cookie", "x-forwarded-user", "edge-agent-fence"} & set(got["headers"])
-    assert agent.token not in answer.text
+    assert agent.prover.header().removeprefix("Bearer ") not in answer.text
     assert answer.headers["content-range"] == "7"
     assert answer.headers["edge-agent-relayed"] == "airflow"
     assert not {"refreshed-api-token", "set-cookie"} & set(answer.headers)
@@ -111,7 +111,8 @@ async def test_a_job_of_another_agent_is_not_to_be_found(database: Database, age
     answer = await call(other, offer.job_id, "variables/x")
     assert (answer.status_code, answer.headers["edge-agent-relayed"]) == (404, "refused")
     assert (await call(agent, offer.job_id, "variables/x")).status_code == 409
-    agent.token = other.token[:-1] + ("a" if other.token[-1] != "a" else "b")
+    proof = other.prover.header().removeprefix("Bearer ")
+    agent.token = proof[:-4] + ("aaaa" if not proof.endswith("aaaa") else "bbbb")
     assert (await call(agent, offer.job_id, "variables/x")).status_code == 401
 
 
@@ -148,5 +149,5 @@ async def test_bodies_are_bounded(database: Database, agent: FakeAgent) -> None:
 
 async def test_the_server_may_insist_on_the_direct_way(database: Database) -> None:
     async with running(build_app(database, settings=replace(SETTINGS, execution_api="direct"))) as client:
-        agent = FakeAgent(client, "factory", database.token("factory"))
+        agent = FakeAgent(client, "factory", database.credential("factory"))
         assert (await accepted(agent, database)).token

@@ -59,7 +59,7 @@ async def test_two_servers_never_offer_a_job_twice(database: Database, database_
         agents = []
         for number in range(6):
             client = (first, second)[number % 2]
-            agent = FakeAgent(client, f"agent-{number}", database.token(f"agent-{number}"), slots=3)
+            agent = FakeAgent(client, f"agent-{number}", database.credential(f"agent-{number}"), slots=3)
             await agent.hello()
             agents.append(agent)
         await asyncio.gather(*[work(agent, database, offered) for agent in agents])
@@ -68,9 +68,9 @@ async def test_two_servers_never_offer_a_job_twice(database: Database, database_
 
 async def test_one_agent_at_two_servers_gets_no_more_than_its_slots(database: Database) -> None:
     async with running(build_app(database)) as first, running(build_app(database)) as second:
-        agent = FakeAgent(first, "factory", database.token("factory"), slots=3)
+        agent = FakeAgent(first, "factory", database.credential("factory"), slots=3)
         await agent.hello()
-        twin = FakeAgent(second, "factory", agent.token, slots=3, session_id=agent.session_id)
+        twin = FakeAgent(second, "factory", agent.credential, slots=3, session_id=agent.session_id)
         for _ in range(3):
             polls = [asyncio.create_task(one.poll(wait=0.6)) for one in (agent, twin)]
             for _ in range(5):
@@ -90,7 +90,7 @@ async def test_claims_at_the_same_instant_exclude_each_other(database: Database)
         names = [f"agent-{number}" for number in range(4)]
         sessions = {}
         for name in names:
-            agent = FakeAgent(client, name, database.token(name), slots=5)
+            agent = FakeAgent(client, name, database.credential(name), slots=5)
             await agent.hello()
             await agent.exchange(agent.status())
             sessions[name] = str(agent.session_id)
@@ -142,7 +142,7 @@ async def served(database: Database) -> AsyncIterator[tuple[httpx.AsyncClient, H
 
 async def test_a_client_that_hangs_up_is_not_offered_anything(database: Database) -> None:
     async with served(database) as (client, hub):
-        agent = FakeAgent(client, "factory", database.token("factory"))
+        agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         poll = asyncio.create_task(agent.poll())
         await until(lambda: "factory" in hub._lines)
@@ -155,7 +155,7 @@ async def test_a_client_that_hangs_up_is_not_offered_anything(database: Database
 
 async def test_an_offer_claimed_for_a_client_that_hung_up_goes_back(database: Database) -> None:
     async with served(database) as (client, hub):
-        agent = FakeAgent(client, "factory", database.token("factory"))
+        agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         job_id = database.add_job(queue="later")
         poll = asyncio.create_task(agent.poll())
@@ -204,7 +204,7 @@ async def test_a_server_told_to_stop_does_not_wait_for_polls(tmp_path: Path, num
         assert process.stdout is not None
         port = int(await process.stdout.readline())
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            agent = FakeAgent(client, "factory", database.token("factory"), instance_id=str(uuid.uuid4()))
+            agent = FakeAgent(client, "factory", database.credential("factory"), instance_id=str(uuid.uuid4()))
             await agent.hello()
             content = encode_batch([agent.status()], session_id=agent.session_id, wait_seconds=5)
             poll = asyncio.create_task(agent.post(content))

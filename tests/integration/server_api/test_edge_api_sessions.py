@@ -80,7 +80,7 @@ async def test_the_newest_revision_both_know_is_spoken(
     assert welcome.protocol == spoken
 
 
-async def test_the_token_decides_the_name(agent: FakeAgent) -> None:
+async def test_the_credential_decides_the_name(agent: FakeAgent) -> None:
     (close,) = only(await agent.hello(name="somebody-else"), Close)
     assert close.code == "name_mismatch"
 
@@ -326,7 +326,7 @@ async def test_a_result_from_before_the_hello_is_still_taken(database: Database,
 
 
 async def test_a_session_answers_after_the_server_restarted(database: Database, client: httpx.AsyncClient) -> None:
-    agent = FakeAgent(client, "factory", database.token("factory"))
+    agent = FakeAgent(client, "factory", database.credential("factory"))
     await agent.hello()
     async with running(build_app(database)) as second:
         agent.client = second

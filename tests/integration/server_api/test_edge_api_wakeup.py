@@ -60,7 +60,7 @@ def queue_and_announce(database: Database, **values: Any) -> str:
 
 def channel_agent(site: Served, database: Database, name: str = "factory") -> ChannelAgent:
     client: Any = None
-    return ChannelAgent(client, name, database.token(name), url=site.url)
+    return ChannelAgent(client, name, database.credential(name), url=site.url)
 
 
 @pytest.fixture
@@ -154,7 +154,9 @@ async def test_idle_agents_cost_one_statement_per_flush(database: Database) -> N
     async with running(build_app(database, pace=pace)) as client:
         agents = []
         for number in range(30):
-            agent = FakeAgent(client, f"agent-{number}", database.token(f"agent-{number}"), agent_id=str(uuid.uuid4()))
+            agent = FakeAgent(
+                client, f"agent-{number}", database.credential(f"agent-{number}"), agent_id=str(uuid.uuid4())
+            )
             await agent.hello()
             await agent.poll(wait=0)
             agents.append(agent)
@@ -183,7 +185,7 @@ async def test_a_change_is_stored_at_once(database: Database, agent: FakeAgent) 
 
 async def test_signs_of_life_are_written_at_the_stop(database: Database) -> None:
     async with running(build_app(database, pace=replace(DEAF_PACE, flush_seconds=60))) as client:
-        agent = FakeAgent(client, "factory", database.token("factory"))
+        agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         await agent.exchange(agent.status())
         versions = Versions(agent="2", python="3.13")
@@ -195,7 +197,7 @@ async def test_signs_of_life_are_written_at_the_stop(database: Database) -> None
 
 
 def test_a_sign_of_life_brings_back_only_its_own_session(database: Database) -> None:
-    database.token("x")
+    database.credential("x")
     now = datetime.now(UTC)
     presence = Presence()
     for name, state in (("lost", "unknown"), ("busy", "running"), ("other", "unknown")):
@@ -217,7 +219,7 @@ def test_a_sign_of_life_brings_back_only_its_own_session(database: Database) -> 
 def test_a_sign_of_life_does_not_undo_a_later_one_of_another_process(
     database: Database, ahead_seconds: float, *, stays: bool
 ) -> None:
-    database.token("x")
+    database.credential("x")
     now = datetime.now(UTC)
     stored = now + timedelta(seconds=ahead_seconds)
     with database.sessions() as session:

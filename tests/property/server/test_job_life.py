@@ -37,6 +37,7 @@ from airflow_edge_agent.protocol.frames import (
 )
 from airflow_edge_agent.protocol.jobs import HELD_STATES, RETURNABLE, JobState, Outcome
 from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.api.auth import Caller
 from airflow_edge_server.api.service import Answer, Service
 from airflow_edge_server.config import Settings
 from airflow_edge_server.store.dispatch import Waiting, dispatch, read_rooms, sweep
@@ -136,7 +137,7 @@ class JobLife(RuleBasedStateMachine):
         if fate == "lost" or (agent.lost and not isinstance(frames[0], Hello)):
             return None
         batch = Batch(session_id=agent.session_id, frames=[frame.model_dump(mode="json") for frame in frames])
-        answer = self.service.handle(agent.name, batch)
+        answer = self.service.handle(Caller(agent.name, "0" * 16), batch)
         return None if fate == "answer lost" else answer
 
     def hear(self, agent: Agent, answer: Answer | None) -> None:

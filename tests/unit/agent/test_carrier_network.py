@@ -24,7 +24,8 @@ from airflow_edge_agent.adapters.websocket import WebSocketTransport
 from airflow_edge_agent.ports import Transport, TransportError
 from airflow_edge_agent.protocol.frames import Accept, Welcome
 from fakes import ScriptedServer
-from fakes.frames import TOKEN, make_hello, make_presence, new_id
+from fakes.credentials import make_prover
+from fakes.frames import make_hello, make_presence, new_id
 from fakes.http_server import AgentApi, Request, serve
 from fakes.proxy import Proxy
 
@@ -90,7 +91,7 @@ def site(tmp_path: Path) -> Site:
 
 async def talk(kind: Carrier, url: str, network: Network) -> None:
     """Open a session and say something."""
-    transport: Transport = kind(url, TOKEN, network)
+    transport: Transport = kind(url, make_prover(), network)
     try:
         link = await asyncio.wait_for(transport.connect(make_hello(), make_presence), 20)
         try:

@@ -105,14 +105,14 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         MINIMAL
-        + f'token_file = "/etc/token"\n[runner.env]\nDB = "{secret}"\n[bundles.git]\nclasspath = "x.Git"\n'
+        + f'ca_file = "/etc/ca"\n[runner.env]\nDB = "{secret}"\n[bundles.git]\nclasspath = "x.Git"\n'
         + f'kwargs = {{ access_token = "{secret}", subdir = "dags" }}\n',
     )
     told = values(load(path, {}))
     assert told["runner.env.DB"] == MASK
     assert told["bundles.git.kwargs.access_token"] == MASK
     assert told["bundles.git.kwargs.subdir"] == "dags"
-    assert told["token_file"] == "/etc/token"
+    assert told["ca_file"] == "/etc/ca"
     assert secret not in str(told)
 
 

@@ -14,18 +14,24 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_edge_agent import __version__
+from airflow_edge_agent.adapters.credential import read_credential
+from airflow_edge_agent.adapters.keys import public_key
 from airflow_edge_agent.ctl.client import SYSTEM_SOCKET, find_socket
+from airflow_edge_agent.protocol.enrolment import EnrollReply
+from fakes.credentials import write_credential_file
 
 SECONDS = 30.0
-TOKEN = "eat_0123456789abcdef_" + "s" * 43
+TOKEN = "eaj_0123456789abcdef_" + "s" * 43
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
 
@@ -35,7 +41,7 @@ class Site:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config = root / "agent.toml"
-        self.token = root / "token"
+        self.credential = root / "state" / "credential"
         self.socket = root / "c.sock"
         self.log = root / "log"
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -52,16 +58,14 @@ class Site:
     def configure(self, more: str = "", *, enrolled: bool = True, operators: str = "nobody-at-all") -> None:
         server = f'server_url = "http://127.0.0.1:{self.port}"\n' if enrolled else ""
         self.config.write_text(
-            f'{server}name = "edge-1"\nallow_root = true\ntoken_file = "{self.token}"\n'
-            f'state_dir = "{self.root}/state"\n'
+            f'{server}name = "edge-1"\nallow_root = true\nstate_dir = "{self.root}/state"\n'
             f'runtime_dir = "{self.root}/run"\nqueues = ["default"]\nconcurrency = 3\n{more}\n'
             f'[runner]\npython = "{sys.executable}"\n[control]\nsocket = "{self.socket}"\n'
             f'operator_group = "{operators}"\nread_group = "nogroup"\n'
         )
 
     def enroll(self) -> None:
-        self.token.touch(mode=0o600)
-        self.token.write_text(TOKEN)
+        write_credential_file(self.credential)
 
     def start(self, *, watchdog_seconds: float | None = None, **variables: str) -> None:
         environment = self.environment | variables | {"NOTIFY_SOCKET": str(self.root / "n.sock")}
@@ -100,11 +104,12 @@ class Site:
             assert time.monotonic() < deadline, f"{self.said()}\n{self.heard}"
             time.sleep(0.02)
 
-    def ctl(self, *arguments: str, stdin: str = "", code: int = 0) -> str:
+    def ctl(self, *arguments: str, stdin: str = "", code: int = 0, pass_fds: tuple[int, ...] = ()) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "airflow_edge_agent.ctl.main", "--config", str(self.config), *arguments],
             env=self.environment,
             input=stdin,
+            pass_fds=pass_fds,
             capture_output=True,
             text=True,
             timeout=SECONDS * 2,
@@ -154,32 +159,137 @@ def test_usage(site: Site) -> None:
             assert f"  {code} " in text
 
 
-def test_enrolment_of_an_agent_that_waits_for_it(site: Site) -> None:
+class Gatekeeper(BaseHTTPRequestHandler):
+    """The enrolment of a server, as far as edgectl sees it."""
+
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, GatekeeperServer)
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
+        server.seen.append((self.headers.get("authorization"), body))
+        if self.headers.get("authorization") != f"Bearer {TOKEN}":
+            self.answer(401, b"", ("WWW-Authenticate", f'Bearer realm="edge-agents", time="{time.time():.0f}"'))
+        elif server.refusal is not None:
+            self.answer(403, json.dumps({"error": server.refusal}).encode())
+        else:
+            reply = EnrollReply(
+                credential_id="fedcba9876543210",
+                name=body["name"],
+                queues=["press"],
+                team="plant",
+                server_version="1",
+                airflow_version="3.3.2",
+            )
+            self.answer(200, reply.model_dump_json().encode())
+
+    def answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (*headers, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+class GatekeeperServer(ThreadingHTTPServer):
+    """Answers until the end of the test."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Gatekeeper)
+        self.seen: list[tuple[str | None, dict[str, Any]]] = []
+        self.refusal: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def gatekeeper() -> Iterator[GatekeeperServer]:
+    with GatekeeperServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_enrolment_of_an_agent_that_waits_for_it(site: Site, gatekeeper: GatekeeperServer) -> None:
     site.configure(enrolled=False)
     site.start()
     assert "not enrolled" in site.told("READY=1")[0]
     assert site.status()["enrolled"] is False
     assert "which server" in site.ctl("enroll", stdin=TOKEN, code=64)
-    assert "no token" in site.ctl("enroll", "--server-url", "http://127.0.0.1:1", stdin="nonsense", code=3)
-    url = f"http://127.0.0.1:{site.port}"
-    text = site.ctl("enroll", "--server-url", url, "--name", "press-07", stdin=TOKEN + "\n")
+    text = site.ctl("enroll", gatekeeper.url, "--name", "press-07", stdin=TOKEN + "\n")
     assert TOKEN not in text
-    assert stat.S_IMODE(site.token.stat().st_mode) in (0o600, 0o640)
-    assert site.token.read_text() == TOKEN + "\n"
-    site.wait_for(lambda: "not connected" in site.said())
+    assert "It may serve the queues press, for team plant, and nothing else." in text
+    # The server was looked at before the token was shown to it.
+    assert [header for header, _ in gatekeeper.seen[:2]] == [None, f"Bearer {TOKEN}"]
+    asked = gatekeeper.seen[1][1]
+    credential = read_credential(site.credential)
+    assert stat.S_IMODE(site.credential.stat().st_mode) == 0o600
+    assert public_key(credential.private_key).hex() == asked["public_key"]
+    private = site.credential.read_text().strip().split("_", 2)[2]
+    assert private not in json.dumps(gatekeeper.seen) + text + site.said() + str(site.told(""))
     found = site.status()
-    assert (found["enrolled"], found["server_url"], found["name"]) == (True, url, "press-07")
-    assert TOKEN not in site.said() + str(site.told(""))
-    assert not (site.root / "conf.d" / "00-enrolment.toml").read_text().count("eat_")
+    assert (found["enrolled"], found["server_url"], found["name"]) == (True, gatekeeper.url, "press-07")
+    assert found["agent_id"] == asked["agent_id"]
+    assert not (site.root / "conf.d" / "00-enrolment.toml").read_text().count("ea")
     assert site.stop() == 0
 
 
-def test_a_drop_in_that_wins_over_the_enrolment_is_named(site: Site) -> None:
+@pytest.mark.parametrize("way", ["file", "descriptor", "systemd"])
+def test_ways_to_give_the_token(site: Site, gatekeeper: GatekeeperServer, way: str) -> None:
+    path = write_credential_file(site.root / "given" / "join", TOKEN)
+    if way == "file":
+        text = site.ctl("enroll", gatekeeper.url, "--token-file", str(path), "--json")
+    elif way == "systemd":
+        site.environment["CREDENTIALS_DIRECTORY"] = str(path.parent)
+        text = site.ctl("enroll", gatekeeper.url, "--token-credential", "join", "--json")
+    else:
+        read, write = os.pipe()
+        os.write(write, TOKEN.encode())
+        os.close(write)
+        text = site.ctl("enroll", gatekeeper.url, "--token-fd", str(read), "--json", pass_fds=(read,))
+        os.close(read)
+    told = json.loads(text.splitlines()[0])
+    assert (told["name"], told["queues"], told["team"]) == ("edge-1", ["press"], "plant")
+    assert read_credential(site.credential).id == "fedcba9876543210"
+
+
+def test_nothing_is_changed_by_an_enrolment_that_fails(site: Site, gatekeeper: GatekeeperServer) -> None:
+    site.enroll()
+    before = site.credential.read_bytes()
+    nowhere = f"http://127.0.0.1:{site.port}"
+    assert "cannot connect" in site.ctl("enroll", nowhere, stdin=TOKEN, code=3)
+    assert gatekeeper.seen == []
+    assert "no join token" in site.ctl("enroll", gatekeeper.url, stdin="nonsense", code=3)
+    wrong = TOKEN.replace("s", "x")
+    assert "does not know this join token" in site.ctl("enroll", gatekeeper.url, stdin=wrong, code=3)
+    gatekeeper.refusal = "this join token expired"
+    text = site.ctl("enroll", gatekeeper.url, stdin=TOKEN, code=3)
+    assert "not enrolled: this join token expired" in text
+    assert TOKEN not in text
+    assert site.credential.read_bytes() == before
+
+
+def test_a_token_is_not_used_up_where_nothing_can_be_written(site: Site, gatekeeper: GatekeeperServer) -> None:
+    site.configure("")
+    config = site.config.read_text().replace(f'state_dir = "{site.root}/state"', 'state_dir = "/proc/nowhere"')
+    site.config.write_text(config)
+    assert "/proc/nowhere" in site.ctl("enroll", gatekeeper.url, stdin=TOKEN, code=3)
+    assert [header for header, _ in gatekeeper.seen] == [None]
+
+
+def test_a_drop_in_that_wins_over_the_enrolment_is_named(site: Site, gatekeeper: GatekeeperServer) -> None:
     (site.root / "conf.d").mkdir()
     other = site.root / "conf.d" / "site.toml"
     other.write_text('name = "other"\n')
-    assert str(other) in site.ctl("enroll", "--name", "press-07", stdin=TOKEN, code=3)
-    assert not site.token.exists()
+    assert str(other) in site.ctl("enroll", gatekeeper.url, "--name", "press-07", stdin=TOKEN, code=3)
+    assert not site.credential.exists()
+    assert [header for header, _ in gatekeeper.seen] == [None]
 
 
 def test_maintenance_survives_restarts_and_kills(site: Site) -> None:

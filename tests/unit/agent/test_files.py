@@ -1,4 +1,4 @@
-"""Directories, token, identity and lock."""
+"""Directories, identity and lock."""
 
 from __future__ import annotations
 
@@ -13,52 +13,13 @@ import pytest
 from airflow_edge_agent.adapters.files import (
     SOCKET_PATH_BYTES,
     DirectoryLock,
-    TokenError,
     agent_identity,
     boot_identity,
     check_socket_path,
     make_private_dir,
-    read_token,
     write_atomically,
 )
 from airflow_edge_agent.ports import StoreError
-from fakes.frames import TOKEN
-
-
-def token_file(tmp_path: Path, content: bytes, mode: int = 0o600) -> Path:
-    path = tmp_path / "token"
-    path.write_bytes(content)
-    path.chmod(mode)
-    return path
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
-def test_a_token(tmp_path: Path, mode: int) -> None:
-    assert read_token(token_file(tmp_path, f"  {TOKEN}\r\n".encode(), mode)) == TOKEN
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601, 0o777])
-def test_a_token_that_others_may_read(tmp_path: Path, mode: int) -> None:
-    with pytest.raises(TokenError, match="chmod 600") as caught:
-        read_token(token_file(tmp_path, TOKEN.encode(), mode))
-    assert TOKEN not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\n", b"two words", b"a\nb", b"\xff\xfe", "t\N{LATIN SMALL LETTER E WITH ACUTE}".encode(),
-                b"a\x00b", b"x" * 5_000]
-)  # fmt: skip
-def test_garbage_is_no_token(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(TokenError, match="eat_") as caught:
-        read_token(token_file(tmp_path, content))
-    assert "\n" not in str(caught.value)
-
-
-def test_no_token(tmp_path: Path) -> None:
-    with pytest.raises(TokenError, match="airflow edge-agents token create"):
-        read_token(tmp_path / "token")
-    with pytest.raises(TokenError, match="cannot be read"):
-        read_token(tmp_path)
 
 
 def test_a_private_directory(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from airflow_edge_agent.adapters.http import _MAX_SEND_BYTES, HttpTransport
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.ports import CredentialRefused, TransportError
 from airflow_edge_agent.protocol.codec import encode_batch
-from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, MAX_FRAMES, Accept, AgentFrame, Log
+from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, MAX_FRAMES, Accept, AgentFrame, Log, Welcome
 from fakes import ScriptedServer
-from fakes.frames import TOKEN, make_hello, make_offer, make_presence, make_welcome, new_id
+from fakes.credentials import SECRET, make_prover, refusal
+from fakes.frames import make_hello, make_offer, make_presence, make_welcome, new_id
 from fakes.http_server import AgentApi, Reply, Request, serve
 
 PATH = "/edge-agents/v1/exchange"
@@ -37,7 +38,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def transport_to(url: str, ca_file: Path | None = None) -> AsyncIterator[HttpTransport]:
-    transport = HttpTransport(url, TOKEN, Network(ca_file=ca_file))
+    transport = HttpTransport(url, make_prover(), Network(ca_file=ca_file))
     try:
         yield transport
     finally:
@@ -55,9 +56,8 @@ async def fault(url: str, ca_file: Path | None = None) -> TransportError:
     assert text.startswith(f"{url}{PATH}: ")
     assert ";" in text, "what happened; what to do about it"
     assert len(text) < 500
-    secret = TOKEN.rsplit("_", 1)[-1]
-    assert secret not in "".join(traceback.format_exception(error))
-    assert secret not in repr(error)
+    assert SECRET not in "".join(traceback.format_exception(error))
+    assert SECRET not in repr(error)
     return error
 
 
@@ -135,15 +135,40 @@ async def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: str | None
     if content is not None:
         path.write_text(content)
     with pytest.raises(TransportError, match="ca_file") as caught:
-        HttpTransport("https://airflow.example", TOKEN, Network(ca_file=path))
+        HttpTransport("https://airflow.example", make_prover(), Network(ca_file=path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-async def test_a_refused_token() -> None:
-    error = await fault_of(lambda _: Reply(401, "Unauthorized"))
+async def test_a_refused_credential() -> None:
+    error = await fault_of(lambda _: Reply(401, "Unauthorized", refusal()))
     assert isinstance(error, CredentialRefused)
-    assert "airflow edge-agents token create" in str(error)
+    assert "airflow edge-agents enroll" in str(error)
+
+
+async def test_a_login_page_before_the_server_says_nothing_about_the_credential() -> None:
+    error = await fault_of(lambda _: Reply(401, "Unauthorized", {"WWW-Authenticate": 'Basic realm="proxy"'}))
+    assert not isinstance(error, CredentialRefused)
+    assert "wants a login" in str(error)
+
+
+async def test_a_clock_that_is_wrong_is_corrected_by_the_refusal() -> None:
+    api = AgentApi(ScriptedServer())
+    moments: list[int] = []
+
+    async def handler(request: Request) -> Reply:
+        moments.append(int(request.headers["authorization"].split("_")[2]))
+        server_time = time.time() + 3_600
+        if abs(moments[-1] - server_time) > 120:
+            return Reply(401, "Unauthorized", refusal(server_time))
+        return await api(request)
+
+    async with serve(handler) as port, transport_to(f"http://127.0.0.1:{port}") as transport:
+        link = await transport.connect(make_hello(), make_presence)
+        assert isinstance((await link.receive())[0], Welcome)
+        await link.close()
+    assert moments[1] - moments[0] > 3_000
+    assert all(moment - moments[0] > 3_000 for moment in moments[1:])
 
 
 @pytest.mark.parametrize("status", [404, 405])
@@ -251,7 +276,7 @@ async def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "HTTPS_PROXY" in str(await fault("https://airflow.example"))
 
 
-async def test_every_request_carries_token_and_version() -> None:
+async def test_every_request_carries_proof_and_version() -> None:
     api = AgentApi(ScriptedServer())
     async with serve(api) as port, transport_to(f"http://127.0.0.1:{port}/airflow") as transport:
         link = await transport.connect(make_hello(), make_presence)
@@ -259,7 +284,7 @@ async def test_every_request_carries_token_and_version() -> None:
         await link.close()
     for request in api.requests:
         assert (request.method, request.path) == ("POST", "/airflow" + PATH)
-        assert request.headers["authorization"] == f"Bearer {TOKEN}"
+        assert request.headers["authorization"].startswith("Bearer eap_0123456789abcdef_")
         assert request.headers["user-agent"] == f"airflow-edge-agent/{__version__}"
         assert request.headers["content-type"] == "application/json"
 

@@ -17,7 +17,7 @@ from airflow_edge_agent.adapters.journal import Journal, connected_to_journal
 from airflow_edge_agent.runtime.logging import configure_logging, redact
 from airflow_edge_agent.runtime.messages import EVENTS, catalogue
 
-TOKEN = "eat_0123456789abcdef_" + "s" * 43
+TOKEN = "eac_0123456789abcdef_" + "s" * 43
 ROOT = Path(__file__).parents[3]
 
 
@@ -130,14 +130,14 @@ def test_no_secret_whatever_the_style(style: str, journald: socket.socket, tmp_p
     text = stream.getvalue()
     if style == "journal":
         text = str(receive(journald)) + str(receive(journald))
-    assert "says eat_0123456789abcdef_" in text
+    assert "says eac_0123456789abcdef_" in text
     for secret in ("s" * 43, jwt, "hunter2"):
         assert secret not in text
     journal.close()
 
 
 def test_redaction_leaves_other_words_alone() -> None:
-    plain = "https://airflow.example.com:8080/path eats eat_ and http://[::1]:80/"
+    plain = "https://airflow.example.com:8080/path eats eac_ and http://[::1]:80/"
     assert redact(plain) == plain
 
 

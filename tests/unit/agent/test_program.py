@@ -20,7 +20,7 @@ import structlog
 
 from airflow_edge_agent import __version__
 from airflow_edge_agent.runtime.logging import configure_logging
-from fakes.frames import TOKEN
+from fakes.credentials import SECRET, write_credential_file
 
 PROGRAM = [sys.executable, "-m", "airflow_edge_agent.main"]
 SECONDS = 30
@@ -36,12 +36,10 @@ def config(tmp_path: Path) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    token = tmp_path / "token"
-    token.touch(mode=0o600)
-    token.write_text(TOKEN)
+    write_credential_file(tmp_path / "state" / "credential")
     path = tmp_path / "agent.toml"
     path.write_text(
-        f'server_url = "http://127.0.0.1:{port}"\nallow_root = true\nname = "edge-1"\ntoken_file = "{token}"\n'
+        f'server_url = "http://127.0.0.1:{port}"\nallow_root = true\nname = "edge-1"\n'
         f'state_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/state/r"\n[runner]\npython = "{sys.executable}"\n'
     )
     return path
@@ -123,11 +121,11 @@ def test_the_configuration_file_may_be_named_by_a_variable(environment: dict[str
     assert "none.toml: no such file" in done.stderr
 
 
-def test_no_token(environment: dict[str, str], config: Path, tmp_path: Path) -> None:
-    (tmp_path / "token").unlink()
+def test_no_credential(environment: dict[str, str], config: Path, tmp_path: Path) -> None:
+    (tmp_path / "state" / "credential").unlink()
     done = run(environment, "run", "--config", config)
     assert done.returncode == 77
-    assert "airflow edge-agents token create" in done.stderr
+    assert "airflow edge-agents enroll" in done.stderr
 
 
 def test_a_state_directory_that_cannot_be_written(environment: dict[str, str], config: Path) -> None:
@@ -173,14 +171,14 @@ def test_a_second_daemon_in_the_same_state_directory(environment: dict[str, str]
         process.wait(SECONDS)
 
 
-def test_json_lines_and_no_token_in_them(environment: dict[str, str], config: Path) -> None:
+def test_json_lines_and_no_secret_in_them(environment: dict[str, str], config: Path) -> None:
     with daemon(environment | {"EDGE_AGENT_LOG__FORMAT": "json", "EDGE_AGENT_LOG__LEVEL": "debug"}, config) as process:
         lines = [wait_for_line(process, "edge agent starts"), wait_for_line(process, "not connected")]
         process.terminate()
         assert process.stderr is not None
         lines += process.stderr.readlines()
     assert [json.loads(line)["level"] for line in lines][:2] == ["info", "warning"]
-    assert TOKEN not in "".join(lines)
+    assert SECRET not in "".join(lines)
 
 
 def test_the_daemon_never_loads_airflow() -> None:

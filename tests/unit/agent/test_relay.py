@@ -26,7 +26,8 @@ from airflow_edge_agent.runner.relay import RelayTransport
 from airflow_edge_agent.runtime import relay as relay_module
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
-from fakes.frames import TOKEN, new_id
+from fakes.credentials import CREDENTIAL, SECRET, make_prover
+from fakes.frames import new_id
 from fakes.http_server import Reply, Request, serve
 from fakes.runner import MemoryRunner
 from fakes.store import MemoryJobStore
@@ -69,7 +70,7 @@ async def placed(folder: Path, port: int, users: set[int] | None = None) -> Asyn
     job = AgentJob(job_id=new_id(), fence=7, slots=1, label="a job", phase=Phase.RUNNING)
     core.jobs[job.job_id] = job
     pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="b", default_execution_url="x")
-    execution = ExecutionClient(f"http://127.0.0.1:{port}/air", TOKEN, Network())
+    execution = ExecutionClient(f"http://127.0.0.1:{port}/air", make_prover(), Network())
     socket = folder / "execution.sock"
     relay = Relay(pump, execution, socket, relay_key(folder))
     allowed = {os.geteuid()} if users is None else users
@@ -102,7 +103,7 @@ async def test_a_call_arrives_as_it_was_made_but_for_who_makes_it(tmp_path: Path
             request = far.got[-1]
             path = f"/air/edge-agents/v1/jobs/{place.job.job_id}/execution/xcoms/d/r%3A1/t/a%2Fb?map_index=-1"
             assert (request.method, request.path, len(request.body)) == ("POST", path, size)
-            assert request.headers["authorization"] == f"Bearer {TOKEN}"
+            assert request.headers["authorization"].startswith("Bearer eap_0123456789abcdef_")
             assert request.headers["edge-agent-fence"] == "7"
             assert request.headers["airflow-api-version"] == "2025-10-27"
             assert "cookie" not in request.headers
@@ -133,7 +134,7 @@ async def test_only_the_jobs_own_secret_counts_while_it_runs(tmp_path: Path) -> 
         other = new_id()
         own = place.relay.secret(place.job.job_id)
         forged = f"{place.job.job_id}.{place.relay.secret(other).partition('.')[2]}"
-        for secret in ("x", TOKEN, own[:-1], f"{own}0", forged, place.relay.secret(other)):
+        for secret in ("x", CREDENTIAL, own[:-1], f"{own}0", forged, place.relay.secret(other)):
             async with place.client(secret) as client:
                 assert (await client.get("/execution/variables/x")).status_code == 401, secret
         async with place.client() as client:
@@ -160,7 +161,7 @@ async def test_an_answer_of_something_on_the_way_is_not_airflows(tmp_path: Path)
         assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 204
         answer = await client.get("/execution/variables/x")
         assert answer.status_code == 503
-        assert TOKEN not in answer.text
+        assert SECRET not in answer.text
 
 
 async def test_a_call_waits_for_a_server_that_is_away(tmp_path: Path) -> None:

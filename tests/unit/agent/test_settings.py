@@ -58,7 +58,6 @@ def test_everything_at_once(tmp_path: Path) -> None:
         name = "press-shop-3"
         queues = ["a", "press shop"]
         concurrency = 3
-        token_file = "/etc/token"
         state_dir = "/srv/state"
         runtime_dir = "/run/x"
         execution_api_url = "http://localhost:8080/execution/"
@@ -214,9 +213,9 @@ def test_bad_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
 def test_relative_paths_do_not_depend_on_who_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The runner works in another directory than the daemon, and both must find the same socket.
     monkeypatch.chdir(tmp_path)
-    settings = load(tmp_path, MINIMAL + 'state_dir = "state"\ntoken_file = "t"\n[bundles.b]\npath = "dags"\n')
+    settings = load(tmp_path, MINIMAL + 'state_dir = "state"\n[bundles.b]\npath = "dags"\n')
     assert settings.state_dir == tmp_path / "state"
-    assert settings.token_file == tmp_path / "t"
+    assert settings.credential_file == tmp_path / "state" / "credential"
     assert settings.bundles["b"].path == tmp_path / "dags"
     assert load(tmp_path, MINIMAL + 'state_dir = "~/state"').state_dir == Path.home() / "state"
 

@@ -25,7 +25,8 @@ from airflow_edge_agent.ports import CarrierUnsupported, CredentialRefused, Link
 from airflow_edge_agent.protocol import CHANNEL_PATH
 from airflow_edge_agent.protocol.frames import Accept, AgentFrame, Close, Intervals, Log, Welcome
 from fakes import ScriptedServer
-from fakes.frames import TOKEN, make_hello, make_presence, make_welcome, new_id
+from fakes.credentials import SECRET, make_prover, refusal
+from fakes.frames import make_hello, make_presence, make_welcome, new_id
 from fakes.http_server import AgentApi, Reply, Request, serve
 from fakes.waiting import eventually
 from fakes.websocket import Channel
@@ -41,7 +42,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def fault(url: str, network: Network | None = None) -> TransportError:
     """Connect, which must fail, and check what is true of every fault."""
-    transport = WebSocketTransport(url, TOKEN, network or Network())
+    transport = WebSocketTransport(url, make_prover(), network or Network())
     with pytest.raises(TransportError) as caught:
         await asyncio.wait_for(transport.connect(make_hello(), make_presence), 20)
     error = caught.value
@@ -50,7 +51,7 @@ async def fault(url: str, network: Network | None = None) -> TransportError:
     assert text.startswith(f"{url}{PATH}: ")
     assert ";" in text, "what happened; what to do about it"
     assert len(text) < 600
-    secret = TOKEN.rsplit("_", 1)[-1]
+    secret = SECRET
     assert secret not in "".join(traceback.format_exception(error))
     assert secret not in repr(error)
     return error
@@ -114,10 +115,10 @@ async def test_tls_to_a_plain_port() -> None:
         assert "https right for that port?" in str(await fault(f"https://127.0.0.1:{port}"))
 
 
-async def test_a_refused_token() -> None:
-    error = await fault_of(Reply(401, "Unauthorized"))
+async def test_a_refused_credential() -> None:
+    error = await fault_of(Reply(401, "Unauthorized", refusal()))
     assert isinstance(error, CredentialRefused)
-    assert "airflow edge-agents token create" in str(error)
+    assert "airflow edge-agents enroll" in str(error)
 
 
 # Something there, but no WebSocket: HTTP may get through
@@ -221,7 +222,7 @@ async def linked(
 ) -> AsyncIterator[tuple[Link, AgentApi, list[Request]]]:
     api = AgentApi(server or ScriptedServer())
     async with serve(api) as port:
-        link = await WebSocketTransport(f"http://127.0.0.1:{port}/airflow", TOKEN, Network()).connect(
+        link = await WebSocketTransport(f"http://127.0.0.1:{port}/airflow", make_prover(), Network()).connect(
             make_hello(), make_presence
         )
         assert link.carrier == "websocket"
@@ -237,7 +238,7 @@ async def test_what_the_handshake_carries() -> None:
         (request,) = requests
         assert request.method == "GET"
         assert request.path == "/airflow" + PATH
-        assert request.headers["authorization"] == f"Bearer {TOKEN}"
+        assert request.headers["authorization"].startswith("Bearer eap_0123456789abcdef_")
         assert request.headers["user-agent"] == f"airflow-edge-agent/{__version__}"
         assert api.channels[0].compressed
 
@@ -286,7 +287,7 @@ async def test_signs_of_life_come_regularly() -> None:
 async def choosing(policy: CarrierPolicy = "auto") -> AsyncIterator[tuple[CarrierTransport, AgentApi]]:
     api = AgentApi(ScriptedServer())
     async with serve(api) as port:
-        transport = CarrierTransport(f"http://127.0.0.1:{port}", TOKEN, Network(), policy)
+        transport = CarrierTransport(f"http://127.0.0.1:{port}", make_prover(), Network(), policy)
         try:
             yield transport, api
         finally:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_server.domain.enrolment import (
     Joining,
     Machine,
@@ -14,7 +15,6 @@ from airflow_edge_server.domain.enrolment import (
     matches,
     name_fault,
     names_one,
-    permitted,
 )
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from airflow_edge_agent.adapters.credential import Prover
 from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.core.carrier import Carrier, CarrierChoice, CarrierPolicy
 from airflow_edge_agent.ports import (
@@ -36,7 +37,7 @@ log = structlog.get_logger()
 class CarrierTransport:
     """Prefers the WebSocket, falls back to the HTTP exchange, and climbs back."""
 
-    def __init__(self, server_url: str, token: str, network: Network, policy: CarrierPolicy) -> None:
+    def __init__(self, server_url: str, prover: Prover, network: Network, policy: CarrierPolicy) -> None:
         """Prepare; nothing is sent yet.
 
         :raises TransportError: something of ``network`` cannot be used.
@@ -44,7 +45,7 @@ class CarrierTransport:
         network.check(server_url)
         self.choice = CarrierChoice(policy)
         self._server_url = server_url
-        self._token = token
+        self.prover = prover
         self._network = network
         self._websocket_transport: WebSocketTransport | None = None
         self._http_transport: HttpTransport | None = None
@@ -74,7 +75,7 @@ class CarrierTransport:
         if self._execution_client is None:
             from airflow_edge_agent.adapters.execution import ExecutionClient  # noqa: PLC0415 -- see above
 
-            self._execution_client = ExecutionClient(self._server_url, self._token, self._network)
+            self._execution_client = ExecutionClient(self._server_url, self.prover, self._network)
         return self._execution_client.relay(job_id, fence, call)
 
     async def climb(self) -> None:
@@ -120,14 +121,14 @@ class CarrierTransport:
         if self._websocket_transport is None:
             from airflow_edge_agent.adapters.websocket import WebSocketTransport  # noqa: PLC0415 -- see above
 
-            self._websocket_transport = WebSocketTransport(self._server_url, self._token, self._network)
+            self._websocket_transport = WebSocketTransport(self._server_url, self.prover, self._network)
         return self._websocket_transport
 
     def _http(self) -> HttpTransport:
         if self._http_transport is None:
             from airflow_edge_agent.adapters.http import HttpTransport  # noqa: PLC0415 -- see above
 
-            self._http_transport = HttpTransport(self._server_url, self._token, self._network)
+            self._http_transport = HttpTransport(self._server_url, self.prover, self._network)
         return self._http_transport
 
 

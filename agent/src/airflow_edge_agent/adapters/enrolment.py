@@ -1,13 +1,19 @@
-"""A transport that may be given its server and token later, or other ones."""
+"""A transport that may be given its server and credential later, or other ones."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
 
+import structlog
+
 from airflow_edge_agent.adapters.carriers import CarrierTransport
+from airflow_edge_agent.adapters.credential import Credential
+from airflow_edge_agent.adapters.keys import KeyFault
 from airflow_edge_agent.ports import Link, NotReached, Presence, RelayCall, RelayReply
-from airflow_edge_agent.protocol.frames import Hello
+from airflow_edge_agent.protocol.frames import Hello, KeyStored, NewKey, Rotate
+
+log = structlog.get_logger()
 
 
 class Enrolment:
@@ -21,6 +27,30 @@ class Enrolment:
     def enrolled(self) -> bool:
         """Whether there is a server."""
         return self._transport is not None
+
+    @property
+    def credential(self) -> Credential | None:
+        """What we show to the server; ``None``: there is none."""
+        return None if self._transport is None else self._transport.prover.credential
+
+    def renew(self, frame: Rotate | KeyStored) -> NewKey | None:
+        """Take part in the replacement of our credential; return what is to be answered.
+
+        The server takes the present one until the new one is used: whenever this process ends, one of them is good.
+        """
+        if self._transport is None:
+            return None
+        prover = self._transport.prover
+        try:
+            if isinstance(frame, Rotate):
+                return prover.new_key()
+            if prover.adopt(frame):
+                log.info("has a new credential", credential=frame.credential_id, edge_event="credential_renewed")
+                # Connected with the old one, the server would go on taking it.
+                self._changed.set()
+        except (KeyFault, OSError) as error:
+            log.error("cannot replace its credential, and keeps the present one", reason=str(error))
+        return None
 
     async def use(self, transport: CarrierTransport) -> None:
         """Use this one from the next connection on; a connection that stands is given up."""

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpcore
 
+from airflow_edge_agent.adapters.credential import Prover
 from airflow_edge_agent.adapters.faults import (
     broken,
     connect_fault,
@@ -42,7 +43,7 @@ _RELAYED = RELAYED_HEADER.encode()
 class ExecutionClient:
     """Calls with the agent's credential. Below the HTTP client: calls come and go as they are, and cost little."""
 
-    def __init__(self, server_url: str, token: str, network: Network) -> None:
+    def __init__(self, server_url: str, prover: Prover, network: Network) -> None:
         """Prepare a pool of connections; nothing is sent yet.
 
         :raises TransportError: something of ``network`` cannot be used.
@@ -53,7 +54,8 @@ class ExecutionClient:
         self._port = parts.port
         self._prefix = f"{parts.path}{API_PREFIX}{JOBS_PATH}".encode()
         host = parts.netloc.encode("idna")
-        self._headers = [(b"host", host), (b"authorization", b"Bearer " + token.encode("ascii"))]
+        self._host_header = (b"host", host)
+        self._prover = prover
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=network.tls if parts.scheme == "https" else None,
             proxy=_proxy(server_url),
@@ -70,7 +72,8 @@ class ExecutionClient:
         :raises NotReached: there was no connection; the call was not sent.
         :raises TransportError: no answer of the agent API came.
         """
-        headers = [*self._headers, (_FENCE, b"%d" % fence)]
+        proof = self._prover.header().encode("ascii")
+        headers = [self._host_header, (b"authorization", proof), (_FENCE, b"%d" % fence)]
         headers += [(name, value) for name, value in call.headers if name in REQUEST_HEADERS]
         url = httpcore.URL(
             scheme=self._scheme,
@@ -84,7 +87,7 @@ class ExecutionClient:
                 call.method, url, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
             ) as response:
                 if not any(name.lower() == _RELAYED for name, _ in response.headers):
-                    raise _stopped(self._server, response)
+                    raise _stopped(self._server, response, self._prover)
                 yield RelayReply(
                     response.status,
                     [(name, value) for name, value in response.headers if name.lower() in RESPONSE_HEADERS],
@@ -109,11 +112,18 @@ def _proxy(server_url: str) -> httpcore.Proxy | None:
     return httpcore.Proxy(proxy, auth=login)
 
 
-def _stopped(url: str, response: httpcore.Response) -> TransportError:
+def _stopped(url: str, response: httpcore.Response, prover: Prover) -> TransportError:
     """Say what an answer means that does not come from the far end."""
-    after = next((value.decode("latin-1") for name, value in response.headers if name.lower() == b"retry-after"), None)
-    fault = status_fault(url, response.status, "on the way to the Execution API", retry_after=after)
-    if response.status not in _COME_AGAIN:
+    said = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+    challenge = said.get(b"www-authenticate")
+    fault = status_fault(
+        url,
+        response.status,
+        "on the way to the Execution API",
+        retry_after=said.get(b"retry-after"),
+        challenge=challenge,
+    )
+    if response.status not in _COME_AGAIN and not prover.was_late(challenge):
         return fault
     later = NotReached(str(fault))
     later.retry_after_seconds = fault.retry_after_seconds

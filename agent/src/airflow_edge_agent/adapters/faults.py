@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from airflow_edge_agent.adapters.credential import is_ours
 from airflow_edge_agent.ports import CredentialRefused, Throttled, TransportError
 
 _MAX_RETRY_AFTER_SECONDS = 300.0
@@ -18,19 +19,30 @@ _REDIRECTS = range(300, 400)
 
 
 def credential_refused(url: str) -> CredentialRefused:
-    """Say that the server does not know our token."""
+    """Say that the server does not know our credential."""
     return CredentialRefused(
-        f"{url}: the server refuses this agent's token; make a new one on the server with "
-        "'airflow edge-agents token create --name NAME' and put it into the token file"
+        f"{url}: the server refuses this agent's credential: it was revoked, has expired, or was replaced on another "
+        "machine; enroll this one again: 'airflow edge-agents enroll --name NAME' on the server, 'edgectl enroll' here"
     )
 
 
 def status_fault(
-    url: str, code: int, reason: str, *, location: str | None = None, retry_after: str | None = None
+    url: str,
+    code: int,
+    reason: str,
+    *,
+    location: str | None = None,
+    retry_after: str | None = None,
+    challenge: str | None = None,
 ) -> TransportError:
-    """Say what a status that was not hoped for means to the operator."""
-    if code == _UNAUTHORIZED:
+    """Say what a status that was not hoped for means to the operator.
+
+    :param challenge: ``WWW-Authenticate`` of the answer.
+    """
+    if code == _UNAUTHORIZED and is_ours(challenge):
         return credential_refused(url)
+    if code == _UNAUTHORIZED:
+        return TransportError(f"{url}: something before the agent API wants a login (401); let agents pass there")
     if code in _ABSENT:
         return TransportError(
             f"{url}: Airflow has no agent API there ({code}); check server_url, and that on the server "

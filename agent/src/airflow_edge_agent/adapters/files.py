@@ -1,4 +1,4 @@
-"""Files of the agent: directories with safe modes, the token, identities, atomic writes."""
+"""Files of the agent: directories with safe modes, identities, atomic writes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ import fcntl
 import json
 import os
 import secrets
-import stat
 import uuid
 from pathlib import Path
 
 from airflow_edge_agent.ports import StoreError
 
-TOKEN_MAX_BYTES = 4_096
-
 _RELAY_KEY_CHARS = 64
 
 SOCKET_PATH_BYTES = 107
 """What fits into ``sockaddr_un`` on Linux, see unix(7)."""
-
-
-class TokenError(Exception):
-    """The token file cannot be used. The message says why and how to mend it."""
 
 
 def make_private_dir(path: Path) -> None:
@@ -64,33 +57,6 @@ def write_atomically(path: Path, content: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
-
-def read_token(path: Path) -> str:
-    """Read the agent's token.
-
-    :raises TokenError: missing, empty, or readable by others.
-    """
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            mode, owner, group = found.st_mode, found.st_uid, found.st_gid
-            data = file.read(TOKEN_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise TokenError(
-            f"{path}: no token there; make one on the server with 'airflow edge-agents token create --name NAME' "
-            "and write it into this file (mode 0600)"
-        ) from None
-    except OSError as error:
-        raise TokenError(f"{path}: the token cannot be read ({error.strerror})") from None
-    # Where packages put it, it belongs to root, and the agent's group may read it.
-    for_our_group = owner == 0 and group in {os.getegid(), *os.getgroups()} and group != 0
-    if mode & (stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP) or (mode & stat.S_IRGRP and not for_our_group):
-        raise TokenError(f"{path}: others may read the token (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
-    token = data.decode("ascii", errors="replace").strip()
-    if not token or len(data) > TOKEN_MAX_BYTES or not token.isascii() or not token.isprintable() or " " in token:
-        raise TokenError(f"{path}: holds no token; it should be one line that begins with 'eat_'")
-    return token
 
 
 def agent_identity(state_dir: Path) -> str:

@@ -13,6 +13,7 @@ import httpx
 
 from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.batches import groups
+from airflow_edge_agent.adapters.credential import Prover
 from airflow_edge_agent.adapters.faults import (
     broken,
     connect_fault,
@@ -51,12 +52,13 @@ _MAX_SEND_BYTES = MAX_BATCH_BYTES // 4
 class HttpTransport:
     """Way to the server over HTTP/1.1."""
 
-    def __init__(self, server_url: str, token: str, network: Network) -> None:
+    def __init__(self, server_url: str, prover: Prover, network: Network) -> None:
         """Prepare a pool of connections; nothing is sent yet.
 
         :raises TransportError: something of ``network`` cannot be used.
         """
         self._url = f"{server_url}{API_PREFIX}{EXCHANGE_PATH}"
+        self._prover = prover
         proxy = proxy_for(server_url)
         self._client = httpx.AsyncClient(
             # Reading the certificates costs memory that a server without TLS need not cost.
@@ -64,7 +66,7 @@ class HttpTransport:
             # Not the library's own reading of the environment: another carrier's library reads it differently.
             trust_env=False,
             proxy=proxy,
-            headers={"authorization": f"Bearer {token}", "user-agent": f"airflow-edge-agent/{__version__}"},
+            headers={"user-agent": f"airflow-edge-agent/{__version__}"},
             timeout=httpx.Timeout(_SLACK_SECONDS, connect=10.0),
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
         )
@@ -90,7 +92,7 @@ class HttpTransport:
     ) -> tuple[list[ServerFrame], str | None]:
         """Make one request and return the answer's frames and session. Within a session, wait if the server says so.
 
-        :raises TransportError: as named by :func:`_translate`.
+        :raises TransportError: as named by :func:`translate`.
         """
         for _ in range(_PATIENT_TRIES if session_id is not None else 0):
             try:
@@ -104,20 +106,35 @@ class HttpTransport:
     ) -> tuple[list[ServerFrame], str | None]:
         outgoing: list[AnyFrame] = list(frames)
         body = encode_batch(outgoing, session_id=session_id, wait_seconds=wait_seconds)
-        timeout = httpx.Timeout(wait_seconds + _SLACK_SECONDS, connect=10.0)
+        data = await self._post(body, wait_seconds)
+        if data is None:
+            data = await self._post(body, wait_seconds, again=True)
         try:
-            async with self._client.stream(
-                "POST", self._url, content=body, headers={"content-type": "application/json"}, timeout=timeout
-            ) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise _refusal(response, self._url)
-                data = await _read_bounded(response)
-            batch = decode_batch(data)
+            batch = decode_batch(data or b"")
             return [decode_server_frame(frame) for frame in batch.frames], batch.session_id
         except FrameError as error:
             raise not_ours(self._url, str(error)) from None
+
+    async def _post(self, body: bytes, wait_seconds: float, *, again: bool = False) -> bytes | None:
+        """Make one request; ``None``: it was refused for the time in it, and another will have the right one."""
+        timeout = httpx.Timeout(wait_seconds + _SLACK_SECONDS, connect=10.0)
+        try:
+            async with self._client.stream(
+                "POST",
+                self._url,
+                content=body,
+                headers={"content-type": "application/json", "authorization": self._prover.header()},
+                timeout=timeout,
+            ) as response:
+                if response.status_code == httpx.codes.OK:
+                    return await _read_bounded(response)
+                if self._prover.was_late(response.headers.get("www-authenticate")) and not again:
+                    return None
+                raise _refusal(response, self._url)
+        except FrameError as error:
+            raise not_ours(self._url, str(error)) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise _translate(error, self._url) from None
+            raise translate(error, self._url) from None
 
 
 class HttpLink:
@@ -201,10 +218,11 @@ def _refusal(response: httpx.Response, url: str) -> TransportError:
         response.reason_phrase,
         location=response.headers.get("location", "elsewhere") if response.is_redirect else None,
         retry_after=response.headers.get("retry-after"),
+        challenge=response.headers.get("www-authenticate"),
     )
 
 
-def _translate(error: Exception, url: str) -> TransportError:
+def translate(error: Exception, url: str) -> TransportError:
     """Turn the HTTP library's exception into one line for the operator."""
     text = str(error) or _of_tls(error) or type(error).__name__
     explained = tls_fault(url, text)

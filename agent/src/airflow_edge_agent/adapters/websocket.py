@@ -22,6 +22,7 @@ from websockets.exceptions import (
 
 from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.batches import groups
+from airflow_edge_agent.adapters.credential import Prover
 from airflow_edge_agent.adapters.faults import (
     broken,
     connect_fault,
@@ -62,7 +63,7 @@ _LEAVING = frozenset({1001, 1012})
 
 
 class _Connect(connect):
-    """The library's way to a connection, without following redirects: they would take our token along."""
+    """The library's way to a connection, without following redirects: they would take our proof along."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -71,13 +72,13 @@ class _Connect(connect):
 class WebSocketTransport:
     """Way to the server over a WebSocket."""
 
-    def __init__(self, server_url: str, token: str, network: Network) -> None:
+    def __init__(self, server_url: str, prover: Prover, network: Network) -> None:
         """Prepare; nothing is sent yet.
 
         :raises TransportError: something of ``network`` cannot be used.
         """
         self._url = f"{server_url}{API_PREFIX}{CHANNEL_PATH}"
-        self._token = token
+        self._prover = prover
         self._proxy = proxy_for(server_url)
         self._options: dict[str, Any] = {"ssl": network.tls} if self._url.startswith("https:") else {}
 
@@ -121,7 +122,7 @@ class WebSocketTransport:
     async def close(self) -> None:
         """Nothing is held between connections."""
 
-    async def _open(self) -> ClientConnection:
+    async def _open(self, *, again: bool = False) -> ClientConnection:
         dialled: list[bool] = []
 
         class Noted(ClientConnection):
@@ -132,7 +133,7 @@ class WebSocketTransport:
         try:
             connection = await _Connect(
                 self._url.replace("http", "ws", 1),
-                additional_headers={"Authorization": f"Bearer {self._token}"},
+                additional_headers={"Authorization": self._prover.header()},
                 user_agent_header=f"airflow-edge-agent/{__version__}",
                 proxy=self._proxy,
                 open_timeout=_OPEN_SECONDS,
@@ -145,6 +146,8 @@ class WebSocketTransport:
                 **self._options,
             )
         except (WebSocketException, OSError, ssl.SSLError) as error:  # TimeoutError is an OSError
+            if not again and isinstance(error, InvalidStatus) and self._prover.was_late(_challenge(error)):
+                return await self._open(again=True)
             raise self._why_not(error, dialled=bool(dialled)) from None
         raw = connection.transport.get_extra_info("socket")
         if raw is not None:
@@ -157,13 +160,15 @@ class WebSocketTransport:
         """Turn the library's exception into one line, and decide whether another carrier may get through."""
         text = " ".join(str(error).split())[:300] or type(error).__name__
         match error:
-            case InvalidStatus(response=response):
+            case InvalidStatus():
+                response = error.response
                 fault = status_fault(
                     self._url,
                     response.status_code,
                     response.reason_phrase,
                     location=response.headers.get("location"),
                     retry_after=response.headers.get("retry-after"),
+                    challenge=_challenge(error),
                 )
                 return fault if isinstance(fault, CredentialRefused | Throttled) else _unsupported(fault)
             case ProxyError():
@@ -256,6 +261,11 @@ class WebSocketLink:
         if error.sent is not None:
             return broken(self._url, f"{error.sent.code} {error.sent.reason[:200]}")
         return broken(self._url, "no close frame")
+
+
+def _challenge(error: InvalidStatus) -> str | None:
+    found: str | None = error.response.headers.get("WWW-Authenticate")
+    return found
 
 
 def _unsupported(fault: TransportError) -> CarrierUnsupported:

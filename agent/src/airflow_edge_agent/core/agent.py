@@ -66,12 +66,12 @@ TEXT_LENGTH = 2_000
 
 EXIT_NAME_IN_USE = 75
 EXIT_PROTOCOL = 76
-EXIT_TOKEN = 77
+EXIT_CREDENTIAL = 77
 
 _CLOSE_EXITS = {
     "name_in_use": EXIT_NAME_IN_USE,
     "superseded": EXIT_NAME_IN_USE,
-    "name_mismatch": EXIT_TOKEN,
+    "name_mismatch": EXIT_CREDENTIAL,
     "protocol_mismatch": EXIT_PROTOCOL,
 }
 """What a close means for this process. Any other code: connect again."""

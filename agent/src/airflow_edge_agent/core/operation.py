@@ -19,6 +19,7 @@ from airflow_edge_agent.core.events import (
 from airflow_edge_agent.core.jobs import AgentJob
 from airflow_edge_agent.core.maintenance import MaintenanceMemory, MaintenanceRecord, settles
 from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.frames import Controls, Maintenance, MaintenanceAsked, Welcome
 from airflow_edge_agent.protocol.states import AgentEvent, AgentState, can, next_state
 
@@ -38,6 +39,10 @@ class OperatedAgent(ABC):
         self._first_queues = limits.queues
         self.controls: Controls | None = None
         """What the server wants otherwise than configured, as last heard."""
+        self.granted: list[str] | None = None
+        """Queues that the server lets us serve, ``["*"]`` for every one; ``None``: it has not said."""
+        self.team: str | None = None
+        """Whose jobs we get; ``None``: those of no team."""
         self._out: list[Instruction] = []
 
     def _operated(self, event: Event, now: float) -> None:
@@ -74,11 +79,29 @@ class OperatedAgent(ABC):
     @abstractmethod
     def _say(self, level: str, message: str, job: AgentJob | None = None, *, name: str | None = None) -> None: ...
 
+    @property
+    def refused_queues(self) -> list[str]:
+        """Those of our queues that the server does not let us serve; empty as long as it has not said."""
+        if self.granted is None:
+            return []
+        return sorted(set(self.queues) - set(permitted(self.queues, self.granted)))
+
+    def _warn_of_refused_queues(self) -> None:
+        if self.refused_queues:
+            self._say(
+                "warning",
+                f"gets no jobs of these queues, since it was not enrolled for them: {', '.join(self.refused_queues)}; "
+                f"enrolled for: {', '.join(self.granted or ()) or 'none'}",
+                name="queues_refused",
+            )
+
     # --- Maintenance --------------------------------------------------------------------------------------------------
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._server_wish = None
+        self.granted, self.team = welcome.granted_queues, welcome.team
         self._control(welcome.controls)
+        self._warn_of_refused_queues()
         if welcome.maintenance is not None:
             self._server_wish = Maintenance(
                 on=welcome.maintenance,
@@ -199,3 +222,4 @@ class OperatedAgent(ABC):
             self._say("info", f"{self.concurrency} slots instead of {slots}")
         if self.queues != queues:
             self._say("info", f"queues are now: {', '.join(self.queues)}")
+            self._warn_of_refused_queues()

@@ -24,7 +24,7 @@ from airflow_edge_agent.runtime.logging import redact
 
 HARMLESS = (
     "concurrency", "spool_max_mb", "carrier", "allow_plain_http", "drain.", "log.", "health.", "runner.python",
-    "runner.idle_seconds", "control.", "state_dir", "runtime_dir", "token_file", "ca_file",
+    "runner.idle_seconds", "control.", "state_dir", "runtime_dir", "ca_file",
 )  # fmt: skip
 """Settings that go in with their values; of others only where they are set."""
 

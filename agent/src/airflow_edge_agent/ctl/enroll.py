@@ -1,4 +1,4 @@
-"""``edgectl enroll``: server and token, atomically and with the right modes."""
+"""``edgectl enroll``: a join token is exchanged for a credential of this machine's own."""
 
 from __future__ import annotations
 
@@ -8,22 +8,41 @@ import getpass
 import json
 import os
 import pwd
-import stat
+import re
+import socket
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import httpx
+
+from airflow_edge_agent import __version__
+from airflow_edge_agent.adapters.credential import Credential, is_ours, possession
+from airflow_edge_agent.adapters.faults import status_fault
+from airflow_edge_agent.adapters.files import agent_identity, boot_identity
+from airflow_edge_agent.adapters.http import translate
+from airflow_edge_agent.adapters.keys import KeyFault, new_private_key
+from airflow_edge_agent.adapters.network import proxy_for
 from airflow_edge_agent.configuration import DEFAULT_CONFIG, ConfigError, load
 from airflow_edge_agent.ctl.client import Client, DaemonDown, Refused, find_socket
 from airflow_edge_agent.ctl.main import BAD_CONFIG, DOWN, OK, REFUSED, USAGE
 from airflow_edge_agent.ctl.terminal import complain, out, plain
+from airflow_edge_agent.operations import network_of
+from airflow_edge_agent.ports import StoreError, TransportError
+from airflow_edge_agent.protocol import API_PREFIX, ENROLL_PATH
+from airflow_edge_agent.protocol.enrolment import EVERY_QUEUE, EnrollReply, EnrollRequest
+from airflow_edge_agent.settings import Settings
 
 AGENT_USER = "edge-agent"
 DROP_IN = "00-enrolment.toml"
 """Read first of all drop-ins: whoever writes others wins."""
 
 TOKEN_MAX_BYTES = 4_096
+SECONDS = 20.0
+
+_TOKEN = re.compile(r"eaj_[0-9a-f]{16}_[A-Za-z0-9_-]{43}")
 
 
 class EnrolError(Exception):
@@ -31,9 +50,9 @@ class EnrolError(Exception):
 
 
 def enroll(arguments: argparse.Namespace) -> int:
-    """Write server and token, and have the running agent take them up."""
+    """Become an agent of the server, and have the running daemon take that up."""
     overrides: dict[str, Any] = {
-        key: value for key in ("server_url", "name") if (value := getattr(arguments, key)) is not None
+        key: value for key, value in (("server_url", arguments.url), ("name", arguments.name)) if value is not None
     }
     try:
         loaded = load(arguments.config, overrides, unenrolled=True)
@@ -42,22 +61,127 @@ def enroll(arguments: argparse.Namespace) -> int:
             complain(plain(line))
         return BAD_CONFIG
     if not loaded.enrolled:
-        complain("which server? Give --server-url https://..., or set server_url in agent.toml")
+        complain("which server? edgectl enroll https://..., or set server_url in agent.toml")
         return USAGE
+    settings = loaded.settings
     try:
-        token = _read_token(arguments.token_file)
-        if overrides:
-            path = (arguments.config or DEFAULT_CONFIG).parent / "conf.d" / DROP_IN
-            lines = [f"{key} = {json.dumps(value)}\n" for key, value in overrides.items()]
-            _write(path, "# Written by edgectl enroll.\n" + "".join(lines), secret=False)
-            out(f"{path}: written")
-            _check_effect(arguments, overrides)
-        _write(loaded.settings.token_file, token + "\n", secret=True)
-        out(f"{loaded.settings.token_file}: written")
-    except EnrolError as error:
-        complain(str(error))
+        with _Server(settings) as server:
+            server.check()
+            token = _read_token(arguments)
+            owner = _prepare(settings.state_dir)
+            with _drop_in(arguments, overrides):
+                agent_id = agent_identity(settings.state_dir)
+                _give(settings.state_dir / "identity.json", owner)
+                private_key = new_private_key()
+                reply = server.exchange(token, private_key, settings.name, agent_id)
+        credential = Credential(reply.credential_id, private_key)
+        _write(settings.credential_file, credential.text(), mode=0o600, owner=owner)
+    except (EnrolError, KeyFault, StoreError, TransportError) as error:
+        complain(plain(str(error)))
         return REFUSED
-    return _take_up(Client(find_socket(arguments.socket, arguments.config)))
+    if arguments.json:
+        out(reply.model_dump_json(exclude={"server_version", "airflow_version", "replaced"}))
+    else:
+        _tell(reply)
+    return _take_up(Client(find_socket(arguments.socket, arguments.config)), say=complain if arguments.json else out)
+
+
+def _tell(reply: EnrollReply) -> None:
+    queues = "every queue" if EVERY_QUEUE in reply.queues else f"the queues {', '.join(reply.queues)}"
+    out(plain(f"This machine is the agent {reply.name} of Airflow {reply.airflow_version}."))
+    out(plain(f"It may serve {queues}{f', for team {reply.team}' if reply.team else ''}, and nothing else."))
+    if reply.expires_at is not None:
+        out(f"Its credential is valid until {reply.expires_at:%Y-%m-%d}, and is replaced by itself before.")
+    if reply.replaced:
+        out("The credentials that this agent had before are not valid any more.")
+
+
+class _Server:
+    """The server, before we have a credential for it."""
+
+    def __init__(self, settings: Settings) -> None:
+        network = network_of(settings)
+        network.check(settings.server_url)
+        self._url = f"{settings.server_url}{API_PREFIX}{ENROLL_PATH}"
+        self._client = httpx.Client(
+            verify=network.tls if self._url.startswith("https:") else False,
+            trust_env=False,
+            proxy=proxy_for(settings.server_url),
+            headers={"user-agent": f"airflow-edge-agent/{__version__}"},
+            timeout=SECONDS,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def check(self) -> None:
+        """Look whether the agent API is there, without showing it anything.
+
+        :raises TransportError: it is not, or cannot be reached.
+        """
+        answer = self._post(None, None)
+        if answer.status_code != httpx.codes.UNAUTHORIZED or not is_ours(answer.headers.get("www-authenticate")):
+            raise status_fault(self._url, answer.status_code, answer.reason_phrase, location=_location(answer))
+
+    def exchange(self, token: str, private_key: bytes, name: str, agent_id: str) -> EnrollReply:
+        """Exchange the join token.
+
+        :raises TransportError: the server does not let us in.
+        """
+        public, signature = possession(private_key, name)
+        request = EnrollRequest(
+            name=name,
+            public_key=public,
+            signature=signature,
+            agent_id=agent_id,
+            boot_id=boot_identity(),
+            hostname=socket.gethostname()[:200],
+        )
+        answer = self._post(token, request.model_dump_json())
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise EnrolError(f"{self._url}: the server does not know this join token; is it another server's?")
+        try:
+            if answer.is_success:
+                return EnrollReply.model_validate_json(answer.content)
+            reason = str(answer.json()["error"])[:500]
+        except (ValueError, KeyError, TypeError):
+            raise status_fault(self._url, answer.status_code, answer.reason_phrase) from None
+        raise EnrolError(f"{self._url}: not enrolled: {reason}")
+
+    def _post(self, token: str | None, content: str | None) -> httpx.Response:
+        headers = {"content-type": "application/json"} | ({} if token is None else {"authorization": f"Bearer {token}"})
+        try:
+            return self._client.post(self._url, content=content, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise translate(error, self._url) from None
+
+
+def _location(answer: httpx.Response) -> str | None:
+    return answer.headers.get("location", "elsewhere") if answer.is_redirect else None
+
+
+@contextlib.contextmanager
+def _drop_in(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Iterator[None]:
+    """Write what was given on the command line; if what follows fails, the file is as before."""
+    if not overrides:
+        yield
+        return
+    path = (arguments.config or DEFAULT_CONFIG).parent / "conf.d" / DROP_IN
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in overrides.items()]
+    _write(path, "# Written by edgectl enroll.\n" + "".join(lines), mode=0o644)
+    try:
+        _check_effect(arguments, overrides)
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            _write(path, before, mode=0o644)
+        raise
 
 
 def _check_effect(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
@@ -68,11 +192,11 @@ def _check_effect(arguments: argparse.Namespace, overrides: dict[str, Any]) -> N
             raise EnrolError(f"{name} is set otherwise in {origin}, which wins; change it there")
 
 
-def _take_up(client: Client) -> int:
+def _take_up(client: Client, *, say: Callable[[str], None]) -> int:
     try:
         answer = client.ask("enroll")
     except DaemonDown:
-        out("The agent does not run; it takes up the token when it starts: systemctl enable --now edge-agent")
+        say("The agent does not run yet: systemctl enable --now edge-agent")
         return OK
     except Refused as refusal:
         complain(f"the running agent was not told: {refusal}; restart it")
@@ -85,29 +209,74 @@ def _take_up(client: Client) -> int:
         return DOWN
     if answer.get("need_a_restart"):
         complain(f"in effect after a restart of the agent: {', '.join(answer['need_a_restart'])}")
-    out("The agent has taken up the token: edgectl status --wait connected --timeout 30s")
+    say("The running agent has taken it up: edgectl status --wait connected --timeout 30s")
     return OK
 
 
-def _read_token(path: Path | None) -> str:
-    if path is not None and str(path) != "-":
-        try:
+def _read_token(arguments: argparse.Namespace) -> str:
+    path: Path | None = arguments.token_file
+    if arguments.token_credential is not None:
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if folder is None or "/" in arguments.token_credential:
+            raise EnrolError("--token-credential is for units with LoadCredential=: there is no $CREDENTIALS_DIRECTORY")
+        path = Path(folder) / arguments.token_credential
+    try:
+        if arguments.token_fd is not None:
+            with os.fdopen(arguments.token_fd, "rb") as file:
+                data = file.read(TOKEN_MAX_BYTES + 1)
+        elif path is not None and str(path) != "-":
             with path.open("rb") as file:
                 data = file.read(TOKEN_MAX_BYTES + 1)
-        except OSError as error:
-            raise EnrolError(f"{path}: {error.strerror}") from None
-    elif sys.stdin.isatty() and path is None:
-        data = getpass.getpass("Token (eat_...): ").encode()
-    else:
-        data = sys.stdin.buffer.read(TOKEN_MAX_BYTES + 1)
+        elif sys.stdin.isatty() and path is None:
+            data = getpass.getpass("Join token (eaj_...): ").encode()
+        else:
+            data = sys.stdin.buffer.read(TOKEN_MAX_BYTES + 1)
+    except OSError as error:
+        raise EnrolError(f"{path or f'file descriptor {arguments.token_fd}'}: {error.strerror}") from None
     token = data.decode("ascii", errors="replace").strip()
-    if len(data) > TOKEN_MAX_BYTES or not token.startswith("eat_") or not token.isprintable() or " " in token:
-        raise EnrolError("that is no token: it is one line that begins with 'eat_'")
+    if len(data) > TOKEN_MAX_BYTES or _TOKEN.fullmatch(token) is None:
+        raise EnrolError("that is no join token: it is one line that begins with 'eaj_'")
     return token
 
 
-def _write(path: Path, content: str, *, secret: bool) -> None:
-    """Write a file that is either as before or complete. A secret is readable by the agent's user alone.
+def _prepare(state_dir: Path) -> tuple[int, int] | None:
+    """Make sure that the credential can be written; return whose it is to be, if not ours.
+
+    :raises EnrolError: it cannot.
+    """
+    try:
+        new = not state_dir.exists()
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = _agent_user(state_dir)
+        if new:
+            _give(state_dir, owner)
+        with tempfile.TemporaryFile(dir=state_dir):
+            return owner
+    except OSError as error:
+        raise EnrolError(f"{state_dir}: {error.strerror}{_hint(error)}") from None
+
+
+def _agent_user(state_dir: Path) -> tuple[int, int] | None:
+    """Return whom the agent runs as, where we are root: the owner of its folder, else the system's user for it."""
+    if os.geteuid() != 0:
+        return None
+    found = state_dir.stat()
+    if found.st_uid != 0:
+        return found.st_uid, found.st_gid
+    try:
+        user = pwd.getpwnam(AGENT_USER)
+    except KeyError:
+        return None
+    return user.pw_uid, user.pw_gid
+
+
+def _give(path: Path, owner: tuple[int, int] | None) -> None:
+    if owner is not None:
+        os.chown(path, *owner, follow_symlinks=False)
+
+
+def _write(path: Path, content: str, *, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Write a file that is either as before or complete.
 
     :raises EnrolError: it cannot be written.
     """
@@ -115,14 +284,12 @@ def _write(path: Path, content: str, *, secret: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        hint = "; try with sudo" if isinstance(error, PermissionError) and os.geteuid() else ""
-        raise EnrolError(f"{path}: {error.strerror}{hint}") from None
+        raise EnrolError(f"{path}: {error.strerror}{_hint(error)}") from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            if secret:
-                _give_to_agent(file.fileno(), path)
-            else:
-                os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -133,20 +300,5 @@ def _write(path: Path, content: str, *, secret: bool) -> None:
         raise EnrolError(f"{path}: {error.strerror}") from None
 
 
-def _give_to_agent(fd: int, path: Path) -> None:
-    """Let the agent read it, and nobody else: as the file before, else as the directory or the system's user says."""
-    os.fchmod(fd, 0o600)
-    if os.geteuid() != 0:
-        return
-    with contextlib.suppress(FileNotFoundError):
-        before = path.lstat()
-        if stat.S_ISREG(before.st_mode) and (before.st_uid, before.st_gid) != (0, 0):
-            os.fchown(fd, before.st_uid, before.st_gid)
-            os.fchmod(fd, 0o640 if before.st_uid == 0 and before.st_gid != 0 else 0o600)
-            return
-    try:
-        group = pwd.getpwnam(AGENT_USER).pw_gid
-    except KeyError:
-        return
-    os.fchown(fd, 0, group)
-    os.fchmod(fd, 0o640)
+def _hint(error: OSError) -> str:
+    return "; try with sudo" if isinstance(error, PermissionError) and os.geteuid() else ""

@@ -157,26 +157,35 @@ def _changing(commands: Any) -> None:
                  "restart. For good: concurrency in agent.toml. Running jobs are never ended by this.",
                  ["edgectl concurrency 2"])  # fmt: skip
     slots.add_argument("slots", type=_slots, metavar="N", help="how many, from 1 to 1000")
-    _add(commands, "reload", "read the configuration again", "Let the running agent read its configuration and token "
-         "again; what needs a restart is named.", ["edgectl reload"])  # fmt: skip
+    _add(commands, "reload", "read the configuration again", "Let the running agent read its configuration and "
+         "credential again; what needs a restart is named.", ["edgectl reload"])  # fmt: skip
 
 
 def _setting_up(commands: Any) -> None:
     enroll = _add(
-        commands, "enroll", "give the agent its server and token",
-        "Write the server's address and the agent's token, "
-        "and have the running agent take them up. The token is read from standard input, "
-        "from a file, or asked for; never "
-        "give it as an argument. Make one on the server: airflow edge-agents token create --name NAME",
-        ["sudo edgectl enroll --server-url https://airflow.example.com",
-         "sudo edgectl enroll --server-url https://airflow.example.com < token.txt",
+        commands, "enroll", "make this machine an agent",
+        "Exchange a join token for a credential of this machine's own: a key pair, whose private key is made here and "
+        "stays here. Make the join token on the server: airflow edge-agents enroll --name NAME. It is asked for, read "
+        "from standard input, a file, a file descriptor or a systemd credential; never give it as an argument, which "
+        "others can read. The server is looked at first, and a token is used up only if all that is needed here can be "
+        "written. A running agent takes the new credential up at once; one that it had before is not valid any more.",
+        ["sudo edgectl enroll https://airflow.example.com",
+         "sudo edgectl enroll https://airflow.example.com --name press-07 < token.txt",
          "sudo edgectl enroll --token-file token.txt"],
     )  # fmt: skip
-    enroll.add_argument("--server-url", metavar="URL", help="Airflow's base URL (default: as configured)")
+    enroll.add_argument("url", nargs="?", metavar="URL", help="Airflow's base URL (default: as configured)")
     enroll.add_argument("--name", metavar="NAME", help="name of this agent, if it is not the host's")
-    enroll.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="file that holds the token; - for standard input"
+    source = enroll.add_mutually_exclusive_group()
+    source.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="file with the join token; - for standard input"
     )
+    source.add_argument("--token-fd", type=int, metavar="N", help="open file descriptor to read the join token from")
+    source.add_argument(
+        "--token-credential",
+        metavar="NAME",
+        help="systemd credential with the join token, see $CREDENTIALS_DIRECTORY",
+    )
+    enroll.add_argument("--json", action="store_true", help="print what the agent may do as a JSON object")
     config = _add(commands, "config", "check or show the configuration", "Check or show what agent.toml, conf.d/*.toml "
                   "and EDGE_AGENT_* variables say together.",
                   ["edgectl config check", "edgectl config show --origin", "edgectl config show --json"])  # fmt: skip

@@ -28,6 +28,10 @@ def status(answer: dict[str, Any]) -> list[str]:
         )
     lines.append(f"  slots        {answer['slots_used']} of {answer['slots_total']} in use")
     lines.append(f"  queues       {plain(', '.join(answer['queues']))}")
+    if answer.get("refused_queues"):
+        lines.append(f"  not granted  {plain(', '.join(answer['refused_queues']))}")
+    if answer.get("team"):
+        lines.append(f"  team         {plain(answer['team'])}")
     lines += _server_wants(answer.get("server_wants"))
     lines += _maintenance(answer.get("maintenance"))
     if answer.get("drained_by"):

@@ -17,3 +17,6 @@ EXCHANGE_PATH = "/v1/exchange"
 
 CHANNEL_PATH = "/v1/channel"
 """The WebSocket carrier, below :data:`API_PREFIX`."""
+
+ENROLL_PATH = "/v1/enroll"
+"""Where a join token is exchanged for a credential, below :data:`API_PREFIX`."""

@@ -49,6 +49,10 @@ Word = Annotated[str, Field(max_length=200)]
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Fence = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=0, le=2**63 - 1)]
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""Hexadecimal Ed25519 public key."""
+Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{86}$")]
+"""Ed25519 signature, in base64 for URLs without padding."""
 Slots = Annotated[int, Field(ge=0, le=MAX_JOBS)]
 Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -260,6 +264,15 @@ class MaintenanceAsked(_Frame):
     comment: Text | None = None
 
 
+class NewKey(_Frame):
+    """Agent to server, answer to a :class:`Rotate`: from now on this is my public key, beside the present one."""
+
+    type: Literal["new_key"] = "new_key"
+    public_key: PublicKey
+    signature: Signature
+    """Made with the new key: of the id of the present credential and the public key."""
+
+
 class Goodbye(_Frame):
     """Agent to server: a clean stop; nothing more will come from this session."""
 
@@ -315,6 +328,10 @@ class Welcome(_Frame):
     maintenance_since: AwareDatetime | None = None
     controls: Controls | None = None
     """What is wanted otherwise than configured; ``None``: nothing."""
+    granted_queues: Annotated[list[Queue], Field(max_length=100)] | None = None
+    """Queues that the agent may serve, ``["*"]`` for every one. ``None``: not told."""
+    team: Word | None = None
+    """Team whose jobs it gets; ``None``: those of no team."""
 
 
 class Offer(_Frame):
@@ -384,6 +401,20 @@ class Maintenance(_Frame):
     """Answers the :class:`MaintenanceAsked` with this ``since``: of the two decisions, this one counts."""
 
 
+class Rotate(_Frame):
+    """Server to agent: your credential gets old; make a new key pair, and tell me the public key."""
+
+    type: Literal["rotate"] = "rotate"
+
+
+class KeyStored(_Frame):
+    """Server to agent: this key is valid, under this id. The present one stays valid until the new one is used."""
+
+    type: Literal["key_stored"] = "key_stored"
+    credential_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    public_key: PublicKey
+
+
 class Close(_Frame):
     """Server to agent: this session is over, and why."""
 
@@ -400,9 +431,33 @@ class UnknownFrame(_Frame):
 
 
 AgentFrame = (
-    Hello | Status | Heartbeat | Accept | Refuse | Started | Result | Log | MaintenanceAsked | Goodbye | UnknownFrame
+    Hello
+    | Status
+    | Heartbeat
+    | Accept
+    | Refuse
+    | Started
+    | Result
+    | Log
+    | MaintenanceAsked
+    | NewKey
+    | Goodbye
+    | UnknownFrame
 )
-ServerFrame = Welcome | Offer | AcceptAck | ResultAck | LogAck | Cancel | Maintenance | Controls | Close | UnknownFrame
+ServerFrame = (
+    Welcome
+    | Offer
+    | AcceptAck
+    | ResultAck
+    | LogAck
+    | Cancel
+    | Maintenance
+    | Controls
+    | Rotate
+    | KeyStored
+    | Close
+    | UnknownFrame
+)
 AnyFrame = AgentFrame | ServerFrame
 
 

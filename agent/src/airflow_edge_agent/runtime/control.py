@@ -102,7 +102,7 @@ class Powers:
     """What the daemon can do beside what the core does."""
 
     reload: Callable[[], Awaitable[dict[str, Any]]]
-    """Read configuration and token again; say what has come of it."""
+    """Read configuration and credential again; say what has come of it."""
     announce_stop: Callable[[StopKind], None]
     """Take note of what the next SIGTERM means."""
     facts: Callable[[], dict[str, Any]]

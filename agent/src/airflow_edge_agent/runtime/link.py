@@ -21,6 +21,9 @@ from airflow_edge_agent.protocol.frames import (
     Close,
     Heartbeat,
     Hello,
+    KeyStored,
+    NewKey,
+    Rotate,
     ServerFrame,
     Versions,
     Welcome,
@@ -30,7 +33,7 @@ from airflow_edge_agent.runtime.pump import Pump
 
 log = structlog.get_logger()
 
-EXIT_TOKEN = 77
+EXIT_CREDENTIAL = 77
 REFUSALS_UNTIL_EXIT = 3
 """One 401 may be a server in the middle of a restart."""
 
@@ -68,11 +71,13 @@ class LinkLoop:
         backoff: Backoff,
         climb: Callable[[], Awaitable[None]] | None = None,
         enrolled: Callable[[], Awaitable[None]] | None = None,
+        renew: Callable[[Rotate | KeyStored], NewKey | None] | None = None,
     ) -> None:
         """Put it together.
 
         :param climb: returns once connecting again would give a better link.
         :param enrolled: returns once there is a server to connect to.
+        :param renew: takes part in the replacement of the credential; returns what is to be answered.
         """
         self._pump = pump
         self._transport = transport
@@ -81,6 +86,7 @@ class LinkLoop:
         self._backoff = backoff
         self._climb = climb
         self._enrolled = enrolled
+        self._renew = renew
         self._refusals = 0
         self._said = ""
         self._said_at = 0.0
@@ -128,7 +134,7 @@ class LinkLoop:
         self._compare_versions()
 
     async def run(self) -> None:
-        """Connect, stay connected, connect again; until the token is refused for good."""
+        """Connect, stay connected, connect again; until the credential is refused for good."""
         while True:
             wait_for = 0.0
             after = _After.FAILURE
@@ -140,7 +146,7 @@ class LinkLoop:
                 self._refusals += 1
                 self._lost(str(error))
                 if self._refusals >= REFUSALS_UNTIL_EXIT:
-                    self._pump.leave(EXIT_TOKEN, str(error), name="token_refused")
+                    self._pump.leave(EXIT_CREDENTIAL, str(error), name="credential_refused")
                     await asyncio.Event().wait()
             except TransportError as error:
                 if isinstance(error, ServerLeft) and self._pump.core.connected:
@@ -221,6 +227,10 @@ class LinkLoop:
             if isinstance(frame, Welcome):
                 opened = True
                 self._opened(frame, link)
+            elif isinstance(frame, Rotate | KeyStored):
+                answer = None if self._renew is None else self._renew(frame)
+                if answer is not None:
+                    self._pump.outbox.put(answer)
             else:
                 self._pump.feed(FrameArrived(frame))
             if isinstance(frame, Close) and self._pump.core.connected:

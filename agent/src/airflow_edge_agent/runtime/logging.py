@@ -31,7 +31,7 @@ _FIELD_NAMES = {name: f"AIRFLOW_{name.upper()}" for name in TASK_FIELDS} | {
 }
 
 _SECRETS = (
-    (re.compile(r"eat_([0-9a-f]{1,16})_[A-Za-z0-9_-]+"), r"eat_\1_********"),
+    (re.compile(r"(ea[cjp])_([0-9a-f]{1,16})_[A-Za-z0-9_-]+"), r"\1_\2_********"),
     (re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]+"), "********"),
     (re.compile(r"(?i)\b(bearer +)[^\s\"']+"), r"\1********"),
     (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1********@"),

@@ -30,9 +30,9 @@ EVENTS: dict[str, Message] = {
     ),
     "not_enrolled": Message(
         "3d522801a6c64654b99d36380c6bb5dc",
-        "The edge agent has no token or no server",
-        "Make a token on the server (airflow edge-agents token create --name NAME) and give it to\n"
-        "edgectl enroll --server-url URL. The daemon takes it up without a restart.",
+        "The edge agent has no credential or no server",
+        "Make a join token on the server (airflow edge-agents enroll --name NAME) and give it to\n"
+        "edgectl enroll URL. The daemon takes it up without a restart.",
     ),
     "connected": Message(
         "a6bed5a47216485fb5e2a8819089550b",
@@ -94,10 +94,20 @@ EVENTS: dict[str, Message] = {
         "The service manager's watchdog ends and restarts the daemon. Running tasks are not touched.\n"
         "Please report it with the output of edgectl bugreport.",
     ),
-    "token_refused": Message(
+    "credential_refused": Message(
         "28fd2a17dac5401fbdded32642ec1159",
-        "The server refuses the edge agent's token",
+        "The server refuses the edge agent's credential",
         "It was revoked, or is another server's. Enroll again with edgectl enroll, then\nsystemctl start edge-agent.",
+    ),
+    "credential_renewed": Message(
+        "6f0d3d1c1f5b4f0e9a4f4d0f3b7f2c58",
+        "The edge agent has a new credential",
+        "The one before was getting old. It connects anew, and the server forgets the old one.",
+    ),
+    "queues_refused": Message(
+        "c3d1a5f07a5e4f43a6d2f80a4f9be0b1",
+        "The edge agent asks for queues that it was not enrolled for",
+        "Have an administrator grant them, or take them out of agent.toml.",
     ),
 }
 """By the name that the field EDGE_EVENT carries."""

@@ -70,7 +70,7 @@ class Reporter:
             "name": self._person.name,
             "health": "degraded" if faults else "healthy",
             "faults": faults,
-            "warnings": [text for text in (link.mismatch, link.skewed) if text is not None],
+            "warnings": self.warnings(),
             "state": str(core.state),
             "enrolled": self._person.server_url is not None,
             "server_url": self._person.server_url,
@@ -81,6 +81,8 @@ class Reporter:
             "slots_used": core.slots_used,
             "slots_total": core.concurrency,
             "queues": list(core.queues),
+            "refused_queues": core.refused_queues,
+            "team": core.team,
             "server_wants": self.server_wants(),
             "running": [job.label for job in core.jobs.values() if job.holds_slots],
             "undelivered": core.undelivered,
@@ -123,6 +125,12 @@ class Reporter:
             "queues_removed": wanted.queues_removed,
             "drain": wanted.drain,
         }
+
+    def warnings(self) -> list[str]:
+        """Say what does not keep it from working, but should be mended."""
+        refused = self._core.refused_queues
+        unserved = f"not enrolled for these queues, gets no jobs of them: {', '.join(refused)}" if refused else None
+        return [text for text in (self._link.mismatch, self._link.skewed, unserved) if text is not None]
 
     def maintenance(self) -> dict[str, Any] | None:
         """Describe the maintenance; ``None``: there is none."""

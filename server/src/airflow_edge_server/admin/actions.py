@@ -16,7 +16,6 @@ from airflow_edge_server import audit
 from airflow_edge_server.admin import models
 from airflow_edge_server.admin.views import NotFoundError
 from airflow_edge_server.store import agents, controls, enrolment
-from airflow_edge_server.store import tokens as agent_tokens
 from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.models import EdgeAgent
 from airflow_edge_server.store.sessions import find_agent
@@ -183,13 +182,10 @@ def _queues(given: _Order) -> str:
 
 def _revoke(given: _Order) -> str:
     session, name = given.session, given.agent.name
-    old = [token for token in agent_tokens.list_tokens(session) if token.agent_name == name and not token.revoked_at]
-    for token in old:
-        agent_tokens.revoke_token(session, token.id)
     count = enrolment.revoke_agent(
         session, name, jobs=given.what.running_jobs, by=given.actor.name, origin=given.actor.origin
     )
-    total = len(old) + (count or 0)
+    total = count or 0
     jobs = "are ended" if given.what.running_jobs == "cancel" else "may end by themselves"
     given.note(Kind.REVOKED, f"{total} credentials revoked; its jobs {jobs}")
     return f"is shut out: {total} credentials revoked; its running jobs {jobs}"

@@ -17,14 +17,15 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from airflow_edge_agent.protocol import CHANNEL_PATH, EXCHANGE_PATH
+from airflow_edge_agent.protocol import CHANNEL_PATH, ENROLL_PATH, EXCHANGE_PATH
 from airflow_edge_agent.protocol.relay import JOBS_PATH
 from airflow_edge_server import __version__, compat, config, plainly
 from airflow_edge_server.api.admin import ADMIN_PREFIX, create_admin_app
 from airflow_edge_server.api.admin_access import Authenticate
-from airflow_edge_server.api.auth import TokenGate
+from airflow_edge_server.api.auth import Gate
 from airflow_edge_server.api.bounds import BURST_SECONDS, AgentBounds, Allowances, Doorkeeper
 from airflow_edge_server.api.channel import Channel
+from airflow_edge_server.api.enroll import Enroll
 from airflow_edge_server.api.exchange import BODY_SECONDS, Exchange
 from airflow_edge_server.api.hub import Hub, Pace
 from airflow_edge_server.api.listener import Listener
@@ -120,6 +121,14 @@ def create_app(
         service, hub, threads, longest_wait_seconds=settings.heartbeat_seconds, body_seconds=body_seconds
     )
 
+    enroll = Enroll(
+        sessions,
+        threads,
+        credential_days=settings.credential_days,
+        body_seconds=body_seconds,
+        server_version=__version__,
+        airflow_version=compat.airflow_version(),
+    )
     rate = settings.agent_requests_per_second
     allowances = Allowances(rate, rate * BURST_SECONDS)
     channel = Channel(service, hub, threads, heartbeat_seconds=settings.heartbeat_seconds, allowances=allowances)
@@ -151,10 +160,11 @@ def create_app(
             threads.shutdown(wait=False)
             dispatcher.shutdown(wait=False)
 
-    # What is for agents is behind the gate of their tokens, what is for people behind Airflow's auth manager.
+    # What is for agents is behind the gate of their credentials, what is for people behind Airflow's auth manager.
     agents = Starlette(
         routes=[
             Route(EXCHANGE_PATH, exchange.handle, methods=["POST"]),
+            Route(ENROLL_PATH, enroll.handle, methods=["POST"]),
             WebSocketRoute(CHANNEL_PATH, channel),
             Mount(JOBS_PATH, app=relay),
         ],
@@ -165,7 +175,7 @@ def create_app(
                 most_connections=settings.max_connections,
                 wrong_per_minute=settings.wrong_credentials_per_minute,
             ),
-            Middleware(TokenGate, sessions=sessions, threads=threads, problem=readiness.problem),
+            Middleware(Gate, sessions=sessions, threads=threads, problem=readiness.problem),
             Middleware(AgentBounds, allowances=allowances, most_connections=settings.agent_connections),
         ],
     )

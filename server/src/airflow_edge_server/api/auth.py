@@ -1,8 +1,10 @@
-"""Lets only requests with a valid token reach the agent API."""
+"""Lets only requests with a valid proof reach the agent API."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
 import hashlib
 import re
 import time
@@ -10,41 +12,60 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.exc import DBAPIError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from airflow_edge_agent.protocol import ENROLL_PATH
+from airflow_edge_agent.protocol.enrolment import PROOF_PATTERN, PROOF_SECONDS, REALM, possession_message, proof_message
 from airflow_edge_server import plainly
 from airflow_edge_server.api.refusals import come_again, refuse
-from airflow_edge_server.store.tokens import verify_token
+from airflow_edge_server.store.enrolment import JOIN_TOKEN_PATTERN, find_credential, find_joining
 from airflow_edge_server.store.transaction import Sessions, read
 
 log = plainly.logger(__name__)
 
 CACHE_SECONDS = 1.0
-"""How long a token counts as valid without another look: a revoked one must be refused within two seconds."""
+"""How long a credential counts as valid without another look: a revoked one must be refused within two seconds."""
 
 SCOPE_KEY = "airflow_edge_server.caller"
+JOIN_KEY = "airflow_edge_server.join_token"
+GONE_KEY = "airflow_edge_server.no_credential"
+"""Set when there is no valid credential of that id, whatever the proof."""
 
 _MOST_CACHED = 2_000
-_HEADER = re.compile(rb"bearer +(eat_([0-9a-f]{16})_[A-Za-z0-9_-]{43}) *", re.IGNORECASE)
+_PROOF = re.compile(rb"bearer +(" + PROOF_PATTERN.encode() + rb") *", re.IGNORECASE)
+_JOIN = re.compile(rb"bearer +(" + JOIN_TOKEN_PATTERN.encode() + rb") *", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The agent to which the token of a request belongs."""
+    """The agent that a request comes from."""
 
     agent_name: str
-    token_id: str
+    credential_id: str
 
 
-class TokenGate:
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A credential as it was looked up."""
+
+    agent_name: str
+    public_key: str
+    until: float
+    """Until when it need not be looked up again, in monotonic seconds."""
+
+
+class Gate:
     """ASGI middleware in front of all routes.
 
-    Without a valid token every path and method is answered 401 and nothing else, so that nothing can be learnt from
-    the answer.
+    Without a valid proof every path and method is answered 401 and nothing else, so that nothing can be learnt from
+    the answer. A valid join token opens the enrolment, and nothing else.
 
     :param problem: tells why the database cannot be used, if so.
+    :param clock: the time, in seconds since 1970.
     """
 
     def __init__(
@@ -54,12 +75,16 @@ class TokenGate:
         sessions: Sessions,
         threads: Executor,
         problem: Callable[[], Awaitable[str | None]],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._app = app
         self._sessions = sessions
         self._threads = threads
         self._problem = problem
-        self._known: dict[bytes, tuple[float, Caller]] = {}
+        self._clock = clock
+        self._keys: dict[str, _Key] = {}
+        self._seen: dict[bytes, str] = {}
+        """Proofs that were right, by their hash: the cache must not be a place from which they can be read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
@@ -68,52 +93,104 @@ class TokenGate:
             return
         response: Response
         values = [value for name, value in scope["headers"] if name == b"authorization"]
-        match = _HEADER.fullmatch(values[0]) if len(values) == 1 else None
-        if match is None:
+        header = values[0] if len(values) == 1 else b""
+        proof = _PROOF.fullmatch(header)
+        join = _JOIN.fullmatch(header) if _is_enrolment(scope) else None
+        if proof is None and join is None:
             response = unauthorized()
         elif (problem := await self._problem()) is not None:
             response = unavailable(problem)
         else:
             try:
-                caller = await self._verify(match[1], match[2].decode("ascii"))
+                admitted = await self._admit(scope, proof, join)
             except DBAPIError as error:
-                log.warning("A token could not be checked: the database failed (%s).", type(error.orig).__name__)
+                log.warning("A credential could not be checked: the database failed (%s).", type(error.orig).__name__)
                 response = unavailable("the database is busy or cannot be reached")
             else:
-                if caller is not None:
-                    scope[SCOPE_KEY] = caller
+                if admitted:
                     await self._app(scope, receive, send)
                     return
                 response = unauthorized()
         await refuse(scope, receive, send, response)
 
-    async def _verify(self, token: bytes, token_id: str) -> Caller | None:
-        # The cache must not be a place from which tokens can be read.
-        key = hashlib.sha256(token).digest()
-        now = time.monotonic()
-        known = self._known.get(key)
-        if known is not None and known[0] > now:
-            return known[1]
-        text = token.decode("ascii")
-        loop = asyncio.get_running_loop()
-        name = await loop.run_in_executor(
-            self._threads, read, self._sessions, lambda session: verify_token(session, text)
-        )
-        self._known.pop(key, None)
-        if name is None:
+    async def _admit(self, scope: Scope, proof: re.Match[bytes] | None, join: re.Match[bytes] | None) -> bool:
+        """Note in the scope who it is; return whether the request goes on."""
+        if proof is not None and (caller := await self._verify(proof, scope)) is not None:
+            scope[SCOPE_KEY] = caller
+        elif join is not None and (text := await self._read_join_token(join[1].decode("ascii"))) is not None:
+            scope[JOIN_KEY] = text
+        return SCOPE_KEY in scope or JOIN_KEY in scope
+
+    async def _verify(self, proof: re.Match[bytes], scope: Scope) -> Caller | None:
+        credential_id, moment = proof[2].decode("ascii"), int(proof[3])
+        if abs(moment - self._clock()) > PROOF_SECONDS:
             return None
-        if len(self._known) >= _MOST_CACHED:
-            self._known.clear()
-        caller = Caller(name, token_id)
-        self._known[key] = (now + CACHE_SECONDS, caller)
-        return caller
+        key = await self._key(credential_id)
+        if key is None:
+            scope[GONE_KEY] = True
+            return None
+        digest = hashlib.sha256(proof[1]).digest()
+        if self._seen.get(digest) != key.public_key:
+            message = proof_message(credential_id, moment)
+            if not is_signed(key.public_key, proof[4].decode("ascii"), message):
+                return None
+            if len(self._seen) >= _MOST_CACHED:
+                self._seen.clear()
+            self._seen[digest] = key.public_key
+        return Caller(key.agent_name, credential_id)
+
+    async def _key(self, credential_id: str) -> _Key | None:
+        now = time.monotonic()
+        known = self._keys.get(credential_id)
+        if known is not None and known.until > now:
+            return known
+        find = functools.partial(find_credential, credential_id=credential_id)
+        row = await asyncio.get_running_loop().run_in_executor(self._threads, read, self._sessions, find)
+        self._keys.pop(credential_id, None)
+        if row is None:
+            return None
+        if len(self._keys) >= _MOST_CACHED:
+            self._keys.clear()
+        key = _Key(row.agent_name, row.public_key, now + CACHE_SECONDS)
+        self._keys[credential_id] = key
+        return key
+
+    async def _read_join_token(self, text: str) -> str | None:
+        find = functools.partial(find_joining, text=text)
+        row = await asyncio.get_running_loop().run_in_executor(self._threads, read, self._sessions, find)
+        return None if row is None else text
+
+
+def is_signed(public_key: str, signature: str, message: bytes) -> bool:
+    """Tell whether the signature is that of the key's owner.
+
+    :param public_key: hexadecimal.
+    :param signature: base64 for URLs, without padding.
+    """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        key.verify(base64.urlsafe_b64decode(signature + "=="), message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def possesses(public_key: str, signature: str, subject: str) -> bool:
+    """Tell whether whoever brings a new public key has the private one."""
+    return is_signed(public_key, signature, possession_message(subject, public_key))
 
 
 def unauthorized() -> Response:
-    """Return the one answer to everything that has no valid token."""
-    return Response(status_code=401, headers={"WWW-Authenticate": "Bearer"})
+    """Return the one answer to everything that has no valid proof. It tells the time, for whose clock is wrong."""
+    return Response(status_code=401, headers={"WWW-Authenticate": f'Bearer realm="{REALM}", time="{time.time():.0f}"'})
 
 
 def unavailable(problem: str) -> Response:
     """Return an answer that asks the agent to come again."""
     return come_again(503, problem, 5)
+
+
+def _is_enrolment(scope: Scope) -> bool:
+    path: str = scope["path"]
+    path = path.removeprefix(scope.get("root_path", ""))
+    return bool(scope["type"] == "http" and scope["method"] == "POST" and path == ENROLL_PATH)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -17,10 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_edge_agent.protocol.relay import JOBS_PATH, MAX_RELAYED_AT_ONCE
 from airflow_edge_server import plainly
-from airflow_edge_server.api.auth import SCOPE_KEY
+from airflow_edge_server.api.auth import GONE_KEY, SCOPE_KEY
 from airflow_edge_server.api.refusals import come_again, refuse
 
 log = plainly.logger(__name__)
+
+_CREDENTIAL_ID = re.compile(rb"eap_[0-9a-f]{16}_")
 
 MAX_HEADER_BYTES = 32 * 1024
 """Most bytes of path, query and headers of one request."""
@@ -93,7 +96,8 @@ class Doorkeeper:
     """ASGI middleware before the check of credentials.
 
     Who tries wrong credentials is answered 429 without a look into the database. Behind one address may be many agents,
-    good ones too: what was right once is let through in spite of that.
+    good ones too: whose credential was right once from there is let through in spite of that. If somebody else there
+    uses its id, that costs a look at a signature, and none into the database.
 
     :param most_connections: requests and WebSockets that may be open at a time.
     :param wrong_per_minute: wrong credentials that one address may try; twice as many at once. 0: without bound.
@@ -128,8 +132,8 @@ class Doorkeeper:
         if not shown:
             await self._app(scope, receive, send)
             return
-        # What is kept must not be a place from which credentials can be read.
-        key, source = hashlib.sha256(b"\n".join(shown)).digest(), _source(scope)
+        source = _source(scope)
+        key = _whose(shown, source)
         known = key in self._good
         if not known and (wait := self._wrong.spend(source)) > 0:
             self._said.warn("Wrong credentials again and again from %s: not looked at for now.", source)
@@ -147,7 +151,7 @@ class Doorkeeper:
         finally:
             if SCOPE_KEY in scope:
                 self._remember(key)
-            elif refused and known:
+            elif GONE_KEY in scope:
                 self._good.pop(key, None)
             if not known and (SCOPE_KEY in scope or not refused):
                 self._wrong.give_back(source)
@@ -199,6 +203,14 @@ class AgentBounds:
             self._open[key] -= 1
             if not self._open[key]:
                 del self._open[key]
+
+
+def _whose(shown: list[bytes], source: str) -> bytes:
+    """Return by what to remember who shows this. A proof changes all the time, the id in it does not."""
+    header = b"\n".join(shown)
+    match = _CREDENTIAL_ID.search(header)
+    # What is kept must not be a place from which credentials can be read.
+    return hashlib.sha256(source.encode() + b"\n" + (match[0] if match is not None else header)).digest()
 
 
 def _header_bytes(scope: Scope) -> int:

@@ -67,7 +67,8 @@ class Connection(Line):
     lasting = True
 
     def __init__(self, caller: Caller, send: Send) -> None:
-        super().__init__(caller.agent_name, "", caller.token_id, Room(None, frozenset(), None, 0))
+        super().__init__(caller.agent_name, "", caller.credential_id, Room(None, frozenset(), None, 0))
+        self.caller = caller
         self._send = send
         self._unsent: deque[list[ServerFrame]] = deque()
         self._count = 0
@@ -217,7 +218,7 @@ class Channel:
         batch.session_id = connection.session_id or None
         if batch.session_id is not None:
             self._hub.note_sign(connection.agent_name, batch.session_id)
-        handle = functools.partial(self._service.on_channel, connection.agent_name, batch, connection.status)
+        handle = functools.partial(self._service.on_channel, connection.caller, batch, connection.status)
         answer = await answered(self._threads, self._hub, connection.agent_name, handle)
         connection.status = answer.status or connection.status
         closes = any(isinstance(frame, Close) for frame in answer.frames)

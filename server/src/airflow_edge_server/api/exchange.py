@@ -62,7 +62,7 @@ class Exchange:
             return Response(status_code=400)
         if batch.session_id is not None:
             self._hub.note_sign(caller.agent_name, batch.session_id)
-        handle = functools.partial(self._service.handle, caller.agent_name, batch)
+        handle = functools.partial(self._service.handle, caller, batch)
         try:
             answer = await answered(self._threads, self._hub, caller.agent_name, handle)
         except DBAPIError as error:
@@ -73,7 +73,7 @@ class Exchange:
             return _error(500, "internal error: see the log of the api-server")
         self._spread(caller, answer)
         if batch.wait_seconds > 0 and not answer.frames and answer.room is not None and answer.session_id is not None:
-            poll = Poll(caller.agent_name, answer.session_id, caller.token_id, answer.room)
+            poll = Poll(caller.agent_name, answer.session_id, caller.credential_id, answer.room)
             self._hub.join(poll)
             wait = min(batch.wait_seconds, self._longest_wait_seconds)
             frames = await self._wait(request, poll, wait)

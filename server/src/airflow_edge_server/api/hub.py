@@ -27,6 +27,7 @@ from airflow_edge_agent.protocol.frames import (
     Controls,
     Maintenance,
     Offer,
+    Rotate,
     ServerFrame,
 )
 from airflow_edge_server import plainly
@@ -67,7 +68,7 @@ _FORGET_SECONDS = 120.0
 _LAST_SECONDS = 3.0
 
 
-Order = Cancel | Maintenance | Controls
+Order = Cancel | Maintenance | Controls | Rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Pace:
     listening_after_seconds: float = 2.0
     """How long after work was found the pace is busy even then."""
     notices_seconds: float = 1.0
-    """How often it looks for leases, cancels, maintenance and revoked tokens."""
+    """How often it looks for leases, cancels, maintenance and revoked or aged credentials."""
     watch_seconds: float = WATCH_SECONDS
     """How often it looks whether Airflow has ended tasks that agents run."""
     flush_seconds: float = FLUSH_SECONDS
@@ -472,8 +473,8 @@ class Hub:
         cancelled = self._watch.look(names) if tasks.watch else 0
         if tasks.notices or cancelled:
             returned += sweep(self._sessions, now=now)
-            token_ids = sorted({line.token_id for line in lines.values()})
-            notices = read(self._sessions, lambda session: read_notices(session, names, token_ids))
+            credential_ids = sorted({line.credential_id for line in lines.values()})
+            notices = read(self._sessions, lambda session: read_notices(session, names, credential_ids))
         if not tasks.jobs:
             return notices, Dispatched(), returned
         rooms = notices.rooms if notices is not None else {name: line.room for name, line in lines.items()}
@@ -490,8 +491,9 @@ class Hub:
         for name, line in lines.items():
             if self._lines.get(name) is not line:
                 continue
-            if line.token_id in notices.revoked_tokens:
-                self._end(line, Ending.REVOKED, [])
+            if line.credential_id in notices.revoked_credentials:
+                # The last that it hears: which of its jobs are to end with it.
+                self._end(line, Ending.REVOKED, list(notices.cancels.get(name, ())))
                 continue
             room = notices.rooms.get(name)
             if room is None or room.session_id != line.session_id:
@@ -502,7 +504,7 @@ class Hub:
                     self._nudged = True
                     self._wake.set()
                 line.room = room
-            frames = self._unrepeated(line.session_id, _orders(name, notices), now)
+            frames = self._unrepeated(line.session_id, _orders(name, line, notices), now)
             if frames:
                 self._say(line, frames)
 
@@ -538,11 +540,13 @@ async def _set_within(event: asyncio.Event, seconds: float | None) -> None:
 
 def _undisturbed(line: Line, notices: Notices) -> bool:
     """Tell whether an agent may be offered jobs, as far as the notices tell."""
-    return line.token_id not in notices.revoked_tokens and line.agent_name not in notices.maintenance
+    return line.credential_id not in notices.revoked_credentials and line.agent_name not in notices.maintenance
 
 
-def _orders(name: str, notices: Notices) -> list[Order]:
+def _orders(name: str, line: Line, notices: Notices) -> list[Order]:
     orders: list[Order] = list(notices.cancels.get(name, ()))
+    if line.credential_id in notices.aged_credentials:
+        orders.append(Rotate())
     orders.extend(kind[name] for kind in (notices.maintenance, notices.controls) if name in kind)
     return orders
 
@@ -551,6 +555,8 @@ def _name_of(order: Order) -> str:
     """Return what tells an order from others to the same agent."""
     if isinstance(order, Cancel):
         return f"{order.job_id}/{order.fence}"
+    if isinstance(order, Rotate):
+        return order.type
     return f"maintenance {order.on}" if isinstance(order, Maintenance) else f"controls {order.revision}"
 
 

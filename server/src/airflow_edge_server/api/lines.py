@@ -19,7 +19,7 @@ class Ending(Enum):
     REPLACED = "replaced"
     """The same session has opened another line."""
     REVOKED = "revoked"
-    """Its token is not valid any more."""
+    """Its credential is not valid any more."""
     STOPPING = "stopping"
     """The process is about to end."""
 
@@ -30,10 +30,10 @@ class Line(ABC):
     lasting: ClassVar[bool]
     """Whether the line stays after something was said."""
 
-    def __init__(self, agent_name: str, session_id: str, token_id: str, room: Room) -> None:
+    def __init__(self, agent_name: str, session_id: str, credential_id: str, room: Room) -> None:
         self.agent_name = agent_name
         self.session_id = session_id
-        self.token_id = token_id
+        self.credential_id = credential_id
         self.room = room
 
     @abstractmethod
@@ -50,11 +50,11 @@ class Poll(Line):
 
     lasting = False
 
-    def __init__(self, agent_name: str, session_id: str, token_id: str, room: Room) -> None:
-        super().__init__(agent_name, session_id, token_id, room)
+    def __init__(self, agent_name: str, session_id: str, credential_id: str, room: Room) -> None:
+        super().__init__(agent_name, session_id, credential_id, room)
         self.answer: asyncio.Future[list[ServerFrame]] = asyncio.get_running_loop().create_future()
         self.revoked = False
-        """Whether it ended because its token is not valid any more."""
+        """Whether it ended because its credential is not valid any more."""
 
     def say(self, frames: list[ServerFrame]) -> bool:
         """Answer the request."""

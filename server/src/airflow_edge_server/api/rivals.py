@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from airflow_edge_agent.protocol.frames import Close
 from airflow_edge_server import plainly
 from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.service import Answer
 
 log = plainly.logger(__name__)
+
+NO_SESSION = ""
+"""No session of the agent is known to be over."""
 
 
 async def answered(threads: Executor, hub: Hub, agent_name: str, handle: Callable[[str | None], Answer]) -> Answer:
@@ -26,8 +28,6 @@ async def answered(threads: Executor, hub: Hub, agent_name: str, handle: Callabl
     if rival is None:
         return answer
     if not await hub.is_over(agent_name, rival):
-        reasons = [frame.message for frame in answer.frames if isinstance(frame, Close)]
-        log.warning("Agent %s was turned away: %s", agent_name, "; ".join(reasons))
-        return answer
+        return await loop.run_in_executor(threads, handle, NO_SESSION)
     log.info("Agent %s has come back after a reboot; the session that held its name does not answer.", agent_name)
     return await loop.run_in_executor(threads, handle, rival)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.codec import FrameError, decode_agent_frame
+from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.frames import (
     MAX_FRAMES,
     Accept,
@@ -20,9 +22,11 @@ from airflow_edge_agent.protocol.frames import (
     Heartbeat,
     Hello,
     Intervals,
+    KeyStored,
     Log,
     LogAck,
     MaintenanceAsked,
+    NewKey,
     Refuse,
     Result,
     ServerFrame,
@@ -32,17 +36,26 @@ from airflow_edge_agent.protocol.frames import (
     Welcome,
 )
 from airflow_edge_server import plainly
+from airflow_edge_server.api.auth import Caller, possesses
 from airflow_edge_server.config import Settings
+from airflow_edge_server.domain.enrolment import Machine
 from airflow_edge_server.store import agents
 from airflow_edge_server.store import sessions as store
 from airflow_edge_server.store.dispatch import Room, read_rooms
+from airflow_edge_server.store.enrolment import add_successor, granted_to, note_copy, note_use
 from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.jobs import JobBook
 from airflow_edge_server.store.presence import Presence, Sign
+from airflow_edge_server.store.text import clean
 from airflow_edge_server.store.transaction import Sessions, read, write
 from airflow_edge_server.store.wakeup import Topic, announce
 
 log = plainly.logger(__name__)
+
+TOLD_SECONDS = 600.0
+"""How often the audit log is told of the same copy of a credential."""
+
+_MOST_TOLD = 1_000
 
 _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)
@@ -104,16 +117,17 @@ class Service:
         self._airflow_version = airflow_version
         self._presence = Presence() if presence is None else presence
         self._clock = clock
+        self._told: dict[tuple[str, str], float] = {}
 
-    def handle(self, agent_name: str, batch: Batch, over: str | None = None) -> Answer:
-        """Answer a batch of the agent to which the request's token belongs.
+    def handle(self, caller: Caller, batch: Batch, over: str | None = None) -> Answer:
+        """Answer a batch of the agent that the request comes from.
 
         :param over: a session of that agent of which is known that nobody speaks for it any more.
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
-        return self._handle(agent_name, batch, poll=batch.wait_seconds > 0, known=None, way=_Way("http", over))
+        return self._handle(caller, batch, poll=batch.wait_seconds > 0, known=None, way=_Way("http", over))
 
-    def on_channel(self, agent_name: str, batch: Batch, known: Status | None, over: str | None = None) -> Answer:
+    def on_channel(self, caller: Caller, batch: Batch, known: Status | None, over: str | None = None) -> Answer:
         """Answer a batch that came on a standing connection.
 
         :param known: what the agent last said of itself there, as far as that is in the database.
@@ -121,9 +135,10 @@ class Service:
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
         poll = bool(batch.frames) and batch.frames[0].get("type") == "hello"
-        return self._handle(agent_name, batch, poll=poll, known=known, way=_Way("websocket", over))
+        return self._handle(caller, batch, poll=poll, known=known, way=_Way("websocket", over))
 
-    def _handle(self, agent_name: str, batch: Batch, *, poll: bool, known: Status | None, way: _Way) -> Answer:
+    def _handle(self, caller: Caller, batch: Batch, *, poll: bool, known: Status | None, way: _Way) -> Answer:
+        agent_name = caller.agent_name
         unknown, frames = self._decode(agent_name, batch.frames)
         if frames and isinstance(frames[0], Close):
             return Answer(batch.session_id, [frames[0]])
@@ -140,7 +155,7 @@ class Service:
         if answer is None:
             answer = write(
                 self._sessions,
-                lambda session: self._act(session, agent_name, batch.session_id, given, poll=poll, way=way),
+                lambda session: self._act(session, caller, batch.session_id, given, poll=poll, way=way),
             )
         answer.frames.extend(unknown)
         answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
@@ -201,14 +216,14 @@ class Service:
     def _act(
         self,
         session: Session,
-        agent_name: str,
+        caller: Caller,
         session_id: str | None,
         frames: list[AgentFrame],
         *,
         poll: bool,
         way: _Way,
     ) -> Answer:
-        answer = self._apply(session, agent_name, session_id, frames, poll=poll, way=way)
+        answer = self._apply(session, caller, session_id, frames, poll=poll, way=way)
         if answer.requeued:
             announce(session, Topic.JOBS)
         return answer
@@ -216,7 +231,7 @@ class Service:
     def _apply(
         self,
         session: Session,
-        agent_name: str,
+        caller: Caller,
         session_id: str | None,
         frames: list[AgentFrame],
         *,
@@ -225,8 +240,9 @@ class Service:
     ) -> Answer:
         now = self._clock()
         answer = Answer(session_id)
+        agent_name = caller.agent_name
         if frames and isinstance(frames[0], Hello):
-            session_id = self._open(session, agent_name, frames[0], now, answer, way=way)
+            session_id = self._open(session, caller, frames[0], now, answer, way=way)
             if session_id is None:
                 return answer
             frames = frames[1:]
@@ -248,16 +264,15 @@ class Service:
                 self._presence.note(agent_name, Sign(agent.session_id or "", now, store.metrics_of(frame)))
             elif isinstance(frame, MaintenanceAsked):
                 answer.frames.append(agents.note_decision(session, agent, frame, now))
+            elif isinstance(frame, NewKey):
+                answer.frames.extend(self._store_key(session, caller, frame, now))
             elif isinstance(frame, Goodbye):
                 session.flush()
                 answer.requeued |= store.close_session(session, agent, frame, now)
                 log.info("Agent %s said goodbye: %s", agent_name, frame.reason)
                 break
             elif isinstance(frame, Log):
-                try:
-                    log_acks[frame.job_id] = book.append_log(frame)
-                except FrameError as error:
-                    log.warning("Agent %s sent log of job %s that was skipped: %s", agent_name, frame.job_id, error)
+                log_acks |= _append_log(book, agent_name, frame)
             elif isinstance(frame, _ABOUT_JOBS):
                 answer.refused |= isinstance(frame, Refuse)
                 reply = _about_job(book, frame)
@@ -273,10 +288,11 @@ class Service:
         return answer
 
     def _open(
-        self, session: Session, agent_name: str, hello: Hello, now: datetime, answer: Answer, *, way: _Way
+        self, session: Session, caller: Caller, hello: Hello, now: datetime, answer: Answer, *, way: _Way
     ) -> str | None:
+        agent_name = caller.agent_name
         if hello.name != agent_name:
-            message = f"the token belongs to the agent {agent_name!r}, not to {hello.name!r}"
+            message = f"the credential belongs to the agent {agent_name!r}, not to {hello.name!r}"
             answer.frames.append(Close(code="name_mismatch", message=message))
             return None
         opened = store.open_session(
@@ -285,19 +301,38 @@ class Service:
             now=now,
             heartbeat_seconds=self._settings.heartbeat_seconds,
             server_version=self._server_version,
-            over=None if way.over is None else store.Over(way.over, self._presence.last_heard(agent_name, way.over)),
+            over=None if not way.over else store.Over(way.over, self._presence.last_heard(agent_name, way.over)),
             carrier=way.carrier,
             may_relay=self._settings.execution_api == "relay",
         )
+        machine = Machine(hello.agent_id, clean(hello.boot_id), clean(hello.hostname))
         if isinstance(opened, store.Taken):
-            answer.rival, opened = None if way.over else opened.rival, opened.close
+            answer.rival, opened = None if way.over is not None else opened.rival, opened.close
         if isinstance(opened, Close):
             if answer.rival is None:
                 log.warning("Agent %s was turned away: %s", agent_name, opened.message)
                 if opened.code == "name_in_use":
                     note_event(session, agent_name, Kind.REFUSED, opened.message, quiet_seconds=REFUSED_QUIET_SECONDS)
+                    self._note_copy(session, caller, machine, opened.message)
             answer.frames.append(opened)
             return None
+        moved = note_use(session, caller.credential_id, machine, now=now)
+        if moved is not None:
+            log.warning(
+                "The credential of agent %s is used on another machine than before: it was %s, now it is %s. If nobody "
+                "has moved it, revoke the agent.",
+                agent_name,
+                moved.before,
+                moved.now,
+            )
+        granted, team = granted_to(session, agent_name)
+        refused = sorted(set(hello.queues) - set(permitted(hello.queues, granted)))
+        if refused:
+            log.warning(
+                "Agent %s asks for queues that it was not granted, and gets no jobs of them: %s.",
+                agent_name,
+                ", ".join(refused),
+            )
         log.info(
             "Agent %s connected from host %s, with %d job(s), for the queues %s.",
             agent_name,
@@ -322,12 +357,44 @@ class Service:
             maintenance_by=opened.wish.by,
             maintenance_since=opened.wish.since,
             controls=opened.controls,
+            granted_queues=granted,
+            team=team,
         )
         answer.session_id = opened.session_id
         answer.frames = [welcome, *opened.reconciled]
         answer.requeued = opened.requeued
         answer.opened = True
         return opened.session_id
+
+    def _store_key(self, session: Session, caller: Caller, frame: NewKey, now: datetime) -> list[ServerFrame]:
+        if not possesses(frame.public_key, frame.signature, caller.credential_id):
+            log.warning("Agent %s sent a new key that it does not have; skipped.", caller.agent_name)
+            return []
+        days = self._settings.credential_days
+        stored = add_successor(session, caller.credential_id, frame.public_key, credential_days=days, now=now)
+        return [] if stored is None else [KeyStored(credential_id=stored.id, public_key=stored.public_key)]
+
+    def _note_copy(self, session: Session, caller: Caller, machine: Machine, message: str) -> None:
+        if self._is_news((caller.credential_id, str(machine))):
+            note_copy(session, caller.credential_id, caller.agent_name, message)
+
+    def _is_news(self, what: tuple[str, str]) -> bool:
+        """Tell whether the audit log has not been told this lately: a clone asks again every second."""
+        now = time.monotonic()
+        if now - self._told.get(what, -TOLD_SECONDS) < TOLD_SECONDS:
+            return False
+        if len(self._told) >= _MOST_TOLD:
+            self._told.clear()
+        self._told[what] = now
+        return True
+
+
+def _append_log(book: JobBook, agent_name: str, frame: Log) -> dict[str, LogAck]:
+    try:
+        return {frame.job_id: book.append_log(frame)}
+    except FrameError as error:
+        log.warning("Agent %s sent log of job %s that was skipped: %s", agent_name, frame.job_id, error)
+        return {}
 
 
 def _about_job(book: JobBook, frame: Accept | Refuse | Started | Result | Log) -> ServerFrame | None:

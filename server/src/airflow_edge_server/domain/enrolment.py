@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-
-EVERY_QUEUE = "*"
-"""Among granted queues: all there are."""
 
 MAX_USES = 10_000
 MAX_QUEUES = 100
@@ -68,13 +64,6 @@ def name_fault(token: Joining, name: str, *, taken: bool) -> str | None:
             f"one with --name {name}, or revoke the agent first"
         )
     return None
-
-
-def permitted(asked: Iterable[str], granted: Collection[str] | None) -> list[str]:
-    """Return which of the queues that an agent asks for it may serve."""
-    if not granted:
-        return []
-    return [queue for queue in asked if EVERY_QUEUE in granted or queue in granted]
 
 
 def is_rotation_due(created_at: datetime, expires_at: datetime | None, now: datetime) -> bool:

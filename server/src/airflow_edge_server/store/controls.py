@@ -17,7 +17,6 @@ from airflow_edge_server.store.models import (
     EdgeAgentEvent,
     EdgeAgentJob,
     EdgeAgentMetric,
-    EdgeAgentToken,
 )
 from airflow_edge_server.store.wakeup import Topic, announce
 
@@ -93,7 +92,7 @@ def count_held(session: Session, name: str) -> int:
 
 def delete_agent(session: Session, agent: EdgeAgent) -> None:
     """Forget an agent, with its credentials and its past. Its finished jobs and their logs stay."""
-    for table in (EdgeAgentToken, EdgeAgentCredential, EdgeAgentMetric, EdgeAgentEvent):
+    for table in (EdgeAgentCredential, EdgeAgentMetric, EdgeAgentEvent):
         session.execute(delete(table).where(table.agent_name == agent.name))
     session.delete(agent)
     session.flush()

@@ -14,6 +14,7 @@ from sqlalchemy import Result, and_, func, or_, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
+from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer
 from airflow_edge_agent.protocol.jobs import HELD_STATES, JobEvent, JobState, Outcome, next_job_state
 from airflow_edge_agent.protocol.states import AgentState
@@ -158,6 +159,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
             agent.name,
             agent.session_id,
             agent.queues,
+            agent.granted_queues,
             agent.team_name,
             agent.state,
             agent.problem,
@@ -184,7 +186,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
         able = takes_jobs(AgentState(row.state), row.problem) and not row.drain_wanted
         rooms[row.name] = Room(
             row.session_id,
-            frozenset(row.queues),
+            frozenset(permitted(row.queues, row.granted_queues)),
             row.team_name,
             max(free, 0) if able else 0,
             relays=row.execution_api == "relay",

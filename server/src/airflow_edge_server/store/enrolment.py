@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 
+from airflow_edge_agent.protocol.enrolment import EVERY_QUEUE
 from airflow_edge_agent.protocol.frames import QUEUE_PATTERN
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_server import audit
 from airflow_edge_server.domain.enrolment import (
-    EVERY_QUEUE,
     MAX_QUEUES,
     MAX_USES,
     Joining,
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 MAX_VALID_SECONDS = 366 * 86_400.0
 MAX_TEAM = 64
 
-_FORM = re.compile(r"eaj_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+JOIN_TOKEN_PATTERN = r"eaj_([0-9a-f]{16})_([A-Za-z0-9_-]{43})"  # noqa: S105  its form, not a token
+
+_FORM = re.compile(JOIN_TOKEN_PATTERN)
 _QUEUE = re.compile(QUEUE_PATTERN)
 
 
@@ -86,6 +88,15 @@ class Moved:
 
     before: Machine
     now: Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Lifespan:
+    """From when to when a credential is valid."""
+
+    id: str
+    created_at: datetime
+    expires_at: datetime | None
 
 
 # --- Join tokens ------------------------------------------------------------------------------------------------------
@@ -175,13 +186,13 @@ def revoke_join_token(
     return done
 
 
-def find_joining(session: Session, text: str) -> EdgeAgentJoinToken | None:
-    """Return the row of a join token whose secret is right, locked; ``None``: it is no join token."""
+def find_joining(session: Session, text: str, *, lock: bool = False) -> EdgeAgentJoinToken | None:
+    """Return the row of a join token whose secret is right; ``None``: it is no join token."""
     match = _FORM.fullmatch(text)
     if match is None:
         return None
     query = select(EdgeAgentJoinToken).where(EdgeAgentJoinToken.id == match[1])
-    row = session.scalars(locked(query, session)).one_or_none()
+    row = session.scalars(locked(query, session) if lock else query).one_or_none()
     if row is None or not hmac.compare_digest(row.secret_hash, _hash(match[2])):
         return None
     return row
@@ -260,6 +271,14 @@ def granted_queues(session: Session, name: str) -> list[str] | None:
     """Return the queues that an agent may serve, ``["*"]`` for every one; ``None``: there is no such agent."""
     agent = session.get(EdgeAgent, name)
     return None if agent is None else list(agent.granted_queues or ())
+
+
+def granted_to(session: Session, name: str) -> tuple[list[str], str | None]:
+    """Return the queues that an agent may serve, and its team."""
+    row = session.execute(
+        select(EdgeAgent.granted_queues, EdgeAgent.team_name).where(EdgeAgent.name == name)
+    ).one_or_none()
+    return ([], None) if row is None else (list(row.granted_queues or ()), row.team_name)
 
 
 def set_granted_queues(
@@ -416,6 +435,21 @@ def note_use(session: Session, credential_id: str, machine: Machine, *, now: dat
     return Moved(before, machine)
 
 
+def note_copy(session: Session, credential_id: str, agent_name: str, message: str) -> None:
+    """Note that an agent was turned away because another machine with its credential is connected.
+
+    :param message: names both.
+    """
+    audit.record(
+        session,
+        "copy_refused",
+        who=f"agent {agent_name}",
+        agent=agent_name,
+        credential=credential_id,
+        message=message,
+    )
+
+
 def purge_credentials(session: Session, *, before: datetime) -> int:
     """Forget credentials and join tokens that have not been valid since then; return how many."""
     credential, token = EdgeAgentCredential, EdgeAgentJoinToken
@@ -424,6 +458,14 @@ def purge_credentials(session: Session, *, before: datetime) -> int:
         delete(token).where(or_(token.revoked_at < before, token.expires_at < before)),
     ]
     return sum(int(getattr(session.execute(statement), "rowcount", 0)) for statement in dead)
+
+
+def valid_among(session: Session, credential_ids: Sequence[str], now: datetime) -> list[Lifespan]:
+    """Return those of the credentials that are valid now."""
+    credential = EdgeAgentCredential
+    query = select(credential.id, credential.created_at, credential.expires_at)
+    rows = session.execute(query.where(credential.id.in_(credential_ids), _is_valid(now)))
+    return [Lifespan(*row) for row in rows]
 
 
 def count_valid(session: Session, name: str) -> int:

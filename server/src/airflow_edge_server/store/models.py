@@ -78,20 +78,6 @@ class EdgeAgent(Base):
     last_contact_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class EdgeAgentToken(Base):
-    """A credential of one agent. Only the hash of its secret is kept."""
-
-    __tablename__ = "edge_agent_token"
-
-    id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    agent_name: Mapped[str] = mapped_column(String(63), index=True)
-    secret_hash: Mapped[str] = mapped_column(String(64))
-    """Hexadecimal SHA-256 of the secret, which is random and long enough to need no salt."""
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    created_by: Mapped[str | None] = mapped_column(String(200))
-    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-
-
 class EdgeAgentJoinToken(Base):
     """What lets a new machine in: it is exchanged for a credential. Only the hash of its secret is kept."""
 

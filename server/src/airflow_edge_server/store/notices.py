@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,9 +13,11 @@ from airflow_edge_agent.protocol.frames import Cancel, Controls, Maintenance
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.agents import maintenance_order
+from airflow_edge_server.domain.enrolment import is_rotation_due
 from airflow_edge_server.store.controls import controls_of
 from airflow_edge_server.store.dispatch import Room, read_rooms
-from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentToken
+from airflow_edge_server.store.enrolment import valid_among
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 
 MAX_CANCELS_PER_POLL = 100
 
@@ -28,13 +31,15 @@ class Notices:
     maintenance: dict[str, Maintenance]
     controls: dict[str, Controls]
     """Of agents that go by an older one, or by none."""
-    revoked_tokens: frozenset[str]
-    """Ids of tokens that are not valid any more."""
+    revoked_credentials: frozenset[str]
+    """Ids of credentials that are not valid any more."""
+    aged_credentials: frozenset[str]
+    """Ids of credentials that are to be replaced."""
 
 
-def read_notices(session: Session, names: Sequence[str], token_ids: Sequence[str]) -> Notices:
+def read_notices(session: Session, names: Sequence[str], credential_ids: Sequence[str]) -> Notices:
     """Read what these agents have to be told."""
-    job, agent, token = EdgeAgentJob, EdgeAgent, EdgeAgentToken
+    job, agent = EdgeAgentJob, EdgeAgent
     cancels: dict[str, list[Cancel]] = {}
     for row in session.execute(
         select(job.id, job.agent_name, job.fence, job.cancel_reason).where(
@@ -63,11 +68,13 @@ def read_notices(session: Session, names: Sequence[str], token_ids: Sequence[str
             maintenance[name] = Maintenance(on=order, comment=comment_sent, by=by, since=since)
     outdated = select(agent).where(agent.name.in_(names), agent.controls_seen != agent.controls_revision)
     controls = {row.name: found for row in session.scalars(outdated) if (found := controls_of(row)) is not None}
-    valid = session.scalars(select(token.id).where(token.id.in_(token_ids), token.revoked_at.is_(None)))
+    now = datetime.now(UTC)
+    valid = valid_among(session, credential_ids, now)
     return Notices(
         rooms=read_rooms(session, names),
         cancels=cancels,
         maintenance=maintenance,
         controls=controls,
-        revoked_tokens=frozenset(token_ids) - frozenset(valid),
+        revoked_credentials=frozenset(credential_ids) - frozenset(row.id for row in valid),
+        aged_credentials=frozenset(row.id for row in valid if is_rotation_due(row.created_at, row.expires_at, now)),
     )

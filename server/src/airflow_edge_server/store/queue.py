@@ -411,6 +411,40 @@ def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
     return lost
 
 
+def end_revoked(session: Session, *, after_seconds: float) -> list[LostJob]:
+    """End the jobs of revoked agents that were to be cancelled, as lost: whatever the agent says now is not heard.
+
+    :param after_seconds: how long the agent had time to end them itself.
+    """
+    now = datetime.now(UTC)
+    job = EdgeAgentJob
+    rows = session.execute(
+        select(job.id, job.agent_name, job.fence, job.state, job.cancel_reason)
+        .join(EdgeAgent, EdgeAgent.name == job.agent_name)
+        .where(
+            EdgeAgent.revoked_at < now - timedelta(seconds=after_seconds),
+            job.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
+            job.cancel_reason.is_not(None),
+        )
+        .limit(BATCH)
+    ).all()
+    return [
+        LostJob(id=row.id, agent_name=row.agent_name, requeued=False)
+        for row in rows
+        if _update(
+            session,
+            job.id == row.id,
+            job.state == row.state,
+            job.fence == row.fence,
+            state=JobState.FINISHED.value,
+            outcome=Outcome.LOST.value,
+            finished_at=now,
+            lease_until=None,
+            detail=row.cancel_reason,
+        )
+    ]
+
+
 def return_unstarted(session: Session, *, silent_seconds: float) -> int:
     """Return jobs to their queues that silent agents have accepted and never started; return how many.
 

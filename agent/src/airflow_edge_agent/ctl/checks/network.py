@@ -1,4 +1,4 @@
-"""Between this machine and the server: name, connection, TLS, proxies, clock, token, carrier."""
+"""Between this machine and the server: name, connection, TLS, proxies, clock, credential, carrier."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from airflow_edge_agent.adapters.files import TokenError, read_token
+from airflow_edge_agent.adapters.credential import CredentialError, Prover, read_credential
+from airflow_edge_agent.adapters.keys import KeyFault
 from airflow_edge_agent.adapters.network import Network, proxy_for
 from airflow_edge_agent.adapters.runtime_env import PROXIES
 from airflow_edge_agent.ctl.doctor import Check, Scene, Verdict
+from airflow_edge_agent.operations import network_of
 from airflow_edge_agent.ports import TransportError
 from airflow_edge_agent.runtime.logging import redact
 
@@ -28,13 +30,13 @@ EXPIRY_WARN_DAYS = 14
 
 def _network(scene: Scene) -> Network:
     settings = scene.loaded.settings
-    return Network(settings.ca_file, settings.client_cert, settings.client_key, settings.tls_server_name)
+    return network_of(settings)
 
 
 def enrolment(scene: Scene) -> Iterator[Check]:
     """Look whether a server is known."""
     if not scene.loaded.enrolled:
-        yield Check("server", "fail", "none is configured", "edgectl enroll --server-url https://...")
+        yield Check("server", "fail", "none is configured", "edgectl enroll https://...")
 
 
 def dns(scene: Scene) -> Iterator[Check]:
@@ -163,34 +165,45 @@ def proxies(scene: Scene) -> Iterator[Check]:
 
 
 def api(scene: Scene) -> Iterator[Check]:
-    """Look whether the agent API is there, the token good and the clock right."""
+    """Look whether the agent API is there, the credential good and the clock right."""
     if not scene.shared.get("reachable"):
         return
     settings = scene.loaded.settings
     url = f"{settings.server_url}/edge-agents/v1/exchange"
     try:
-        token = read_token(settings.token_file)
-    except TokenError as error:
+        prover = Prover(read_credential(settings.credential_file), settings.credential_file)
+        header = prover.header()
+    except (CredentialError, KeyFault) as error:
         unreadable: Verdict = "skip" if scene.shared.get("limited") and "Permission" in str(error) else "fail"
-        yield Check("token", unreadable, str(error), "run doctor as root" if unreadable == "skip" else "edgectl enroll")
+        yield Check(
+            "credential", unreadable, str(error), "run doctor as root" if unreadable == "skip" else "edgectl enroll"
+        )
         return
     try:
         proxy = scene.shared.get("proxy")
         with httpx.Client(verify=_network(scene).tls, proxy=proxy, trust_env=False, timeout=SECONDS) as client:
             # No frames and no session: answered, and changes nothing.
-            answer = client.post(url, headers={"authorization": f"Bearer {token}"}, json={"frames": []})
+            answer = client.post(url, headers={"authorization": header}, json={"frames": []})
+            if prover.was_late(answer.headers.get("www-authenticate")):
+                # The check of the clock has more to say about that.
+                answer = client.post(url, headers={"authorization": prover.header()}, json={"frames": []})
     except (httpx.HTTPError, TransportError, OSError) as error:
         yield Check("agent API", "fail", f"{url}: {type(error).__name__}: {error}", "see the checks above")
         return
     moment = answer.headers.get("date")
     if answer.status_code in (401, 403):
-        yield Check("token", "fail", "the server refuses it", "make a new one on the server and run edgectl enroll")
+        yield Check(
+            "credential", "fail", "the server refuses it", "make a join token on the server, run edgectl enroll"
+        )
     elif answer.status_code == 404:  # noqa: PLR2004 -- HTTP's own numbers
         yield Check("agent API", "fail", f"{url}: not there",
                     "install airflow-edge-server on the server, set [edge_agent] api_enabled = True")  # fmt: skip
         return
     elif answer.is_success:
-        yield Check("token", "ok", "the server takes it")
+        yield Check("credential", "ok", "the server takes it")
+        if refused := scene.status.get("refused_queues"):
+            yield Check("queues", "warn", f"not enrolled for {', '.join(refused)}",
+                        "have an administrator grant them, or take them out of agent.toml")  # fmt: skip
     else:
         yield Check("agent API", "fail", f"{url}: HTTP {answer.status_code}", "the server's log says why")
     yield from _clock(scene, moment)

@@ -1,0 +1,480 @@
+"""A machine becomes an agent, its key is replaced, and what becomes of copies."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import httpx
+import pytest
+from airflow.models.log import Log as AuditLog
+from fastapi import FastAPI
+from sqlalchemy import select
+
+from airflow_edge_agent.adapters.carriers import CarrierTransport
+from airflow_edge_agent.adapters.credential import Credential, Prover, possession, read_credential
+from airflow_edge_agent.adapters.enrolment import Enrolment
+from airflow_edge_agent.adapters.keys import new_private_key
+from airflow_edge_agent.adapters.network import Network
+from airflow_edge_agent.core.agent import AgentCore
+from airflow_edge_agent.core.backoff import Backoff
+from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.protocol import API_PREFIX
+from airflow_edge_agent.protocol.codec import pack_log
+from airflow_edge_agent.protocol.enrolment import MAX_ENROLL_BYTES
+from airflow_edge_agent.protocol.frames import (
+    Accept,
+    AgentFrame,
+    Cancel,
+    Close,
+    HeldJob,
+    Hello,
+    KeyStored,
+    Log,
+    LogAck,
+    NewKey,
+    Offer,
+    Refuse,
+    Result,
+    Rotate,
+    Started,
+    Welcome,
+)
+from airflow_edge_agent.protocol.jobs import Outcome
+from airflow_edge_agent.runtime.link import LinkLoop
+from airflow_edge_agent.runtime.pump import Pump
+from airflow_edge_server.store import enrolment
+from airflow_edge_server.store.models import EdgeAgentCredential, EdgeAgentJoinToken
+from fakes.frames import make_hello
+from fakes.host import FixedProbe
+from fakes.runner import MemoryRunner
+from fakes.store import MemoryJobStore
+from integration.server_api.channel_kit import ChannelAgent, Served, served
+from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, only, until
+
+
+def _wrong_clock(by: float) -> float:
+    return time.time() + by
+
+
+def join_token(database: Database, **given: Any) -> str:
+    values: dict[str, Any] = {"name_pattern": "factory", "queues": ["default"], "valid_seconds": 60.0, **given}
+    with database.sessions() as session:
+        return enrolment.create_join_token(session, by="me", **values).text
+
+
+def audit(database: Database, verb: str) -> list[dict[str, Any]]:
+    with database.sessions() as session:
+        rows = session.scalars(select(AuditLog).where(AuditLog.event == f"edge_agents.{verb}").order_by(AuditLog.id))
+        return [json.loads(row.extra or "{}") for row in rows]
+
+
+def request(name: str = "factory", **given: Any) -> tuple[dict[str, Any], bytes]:
+    """Return a request for enrolment, and the private key that belongs to it."""
+    key = new_private_key()
+    public, signature = possession(key, name)
+    body = {
+        "name": name,
+        "public_key": public,
+        "signature": signature,
+        "agent_id": str(uuid.uuid4()),
+        "boot_id": "boot-1",
+        "hostname": "host-1",
+        **given,
+    }
+    return body, key
+
+
+async def enroll(client: httpx.AsyncClient, token: str, body: dict[str, Any]) -> httpx.Response:
+    return await client.post("/v1/enroll", json=body, headers={"Authorization": f"Bearer {token}"})
+
+
+async def test_a_join_token_is_exchanged_for_a_credential(database: Database, client: httpx.AsyncClient) -> None:
+    token = join_token(database, queues=["press"], team="plant")
+    body, key = request()
+    response = await enroll(client, token, body)
+    assert response.status_code == 200, response.text
+    told = response.json()
+    assert (told["name"], told["queues"], told["team"], told["replaced"]) == ("factory", ["press"], "plant", False)
+    assert datetime.fromisoformat(told["expires_at"]) > datetime.now(UTC) + timedelta(days=179)
+    agent = FakeAgent(client, "factory", Credential(told["credential_id"], key).text(), agent_id=body["agent_id"])
+    (welcome,) = await agent.hello()
+    assert isinstance(welcome, Welcome)
+    assert (welcome.granted_queues, welcome.team) == (["press"], "plant")
+    # It was good once.
+    response = await enroll(client, token, request()[0])
+    assert response.status_code == 403
+    assert "as often as it may be" in response.json()["error"]
+    (entry,) = audit(database, "enroll")
+    assert (entry["agent"], entry["invited_by"], entry["credential"]) == ("factory", "me", told["credential_id"])
+    assert token.split("_", 2)[2] not in json.dumps(audit(database, "enroll") + audit(database, "create_join_token"))
+
+
+async def test_what_is_no_request_changes_nothing(database: Database, client: httpx.AsyncClient) -> None:
+    token = join_token(database)
+    body, _ = request()
+    others = request()[0]
+    for wrong, status in (
+        ({}, 400),
+        (body | {"name": "a b"}, 400),
+        (body | {"public_key": others["public_key"]}, 400),
+        (body | {"signature": others["signature"]}, 400),
+        (body | {"signature": "A" * 86}, 400),
+        (request("other")[0], 403),
+        (body | {"hostname": "x" * MAX_ENROLL_BYTES}, 400),
+    ):
+        response = await enroll(client, token, wrong)
+        assert response.status_code == status, response.text
+        assert "\n" not in response.json()["error"]
+    with database.sessions() as session:
+        assert session.scalars(select(EdgeAgentJoinToken.uses_left)).one() == 1
+        assert session.scalars(select(EdgeAgentCredential)).all() == []
+
+
+async def test_a_join_token_opens_nothing_else(database: Database, client: httpx.AsyncClient, agent: FakeAgent) -> None:
+    headers = {"Authorization": f"Bearer {join_token(database)}"}
+    for method, path in (("POST", "/v1/exchange"), ("GET", "/v1/enroll"), ("POST", "/v1/enroll/"), ("GET", "/docs")):
+        assert (await client.request(method, path, headers=headers, content=b"{}")).status_code == 401
+    # And an agent's proof does not enroll.
+    body, _ = request()
+    response = await client.post("/v1/enroll", json=body, headers=agent.headers)
+    assert (response.status_code, response.content) == (401, b"")
+    wrong = headers["Authorization"][:-4] + "aaaa"
+    assert (await client.post("/v1/enroll", json=body, headers={"Authorization": wrong})).status_code == 401
+
+
+async def test_enrolling_again_replaces(database: Database, client: httpx.AsyncClient, agent: FakeAgent) -> None:
+    await agent.hello()
+    body, key = request()
+    told = (await enroll(client, join_token(database), body)).json()
+    assert told["replaced"] is True
+    deadline = time.monotonic() + 2
+    while (await agent.post(b'{"frames": []}')).status_code != 401:
+        assert time.monotonic() < deadline
+    after = FakeAgent(client, "factory", Credential(told["credential_id"], key).text(), agent_id=agent.agent_id)
+    assert isinstance((await after.hello())[0], Welcome)
+
+
+async def test_a_proof_is_good_for_two_minutes(agent: FakeAgent) -> None:
+    for wrong_by, good in ((-100, True), (100, True), (-150, False), (150, False), (10**9, False)):
+        prover = Prover(agent.prover.credential, Path("/nonexistent"), wall=functools.partial(_wrong_clock, wrong_by))
+        agent.token = prover.header().removeprefix("Bearer ")
+        response = await agent.post(b'{"frames": []}')
+        assert (response.status_code == 200) is good, wrong_by
+        if not good:
+            assert prover.was_late(response.headers["www-authenticate"])
+            agent.token = prover.header().removeprefix("Bearer ")
+            assert (await agent.post(b'{"frames": []}')).status_code == 200
+
+
+# --- Queues -----------------------------------------------------------------------------------------------------------
+
+
+async def test_queues_that_were_not_granted_bring_no_jobs(
+    database: Database, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = FakeAgent(client, "factory", database.credential("factory", queues=["press"]), queues=["oven", "press"])
+    (welcome,) = await agent.hello()
+    assert isinstance(welcome, Welcome)
+    assert welcome.granted_queues == ["press"]
+    assert "asks for queues that it was not granted, and gets no jobs of them: oven" in caplog.text
+    database.add_job(queue="oven")
+    granted = database.add_job(queue="press")
+    assert [offer.job_id for offer in await agent.offers()] == [granted]
+    # Nor by asking for them later.
+    assert await agent.exchange(agent.status(1, queues=["oven"])) == []
+    assert await agent.poll(1, wait=0.3, queues=["oven"]) == []
+    with database.sessions() as session:
+        enrolment.set_granted_queues(session, "factory", ["oven"], by="me")
+    assert [offer.queue for offer in await agent.offers(1, queues=["oven"])] == ["oven"]
+
+
+async def test_nothing_is_granted_to_who_was_not_enrolled(database: Database, client: httpx.AsyncClient) -> None:
+    agent = FakeAgent(client, "factory", database.credential("factory", queues=[]))
+    await agent.hello()
+    database.add_job()
+    assert await agent.poll(wait=0.3) == []
+
+
+# --- Replacement of the key -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def site(database: Database) -> AsyncIterator[Served]:
+    async with served(build_app(database)) as site:
+        yield site
+
+
+class Device:
+    """What survives on an agent's disk, and a process that may be killed."""
+
+    def __init__(self, client: httpx.AsyncClient, path: Path, agent_id: str) -> None:
+        self.client, self.path, self.agent_id = client, path, agent_id
+        self.boot()
+
+    def boot(self) -> None:
+        """Start anew: all that was in memory is lost."""
+        self.prover = Prover(read_credential(self.path), self.path)
+
+    @property
+    def agent(self) -> FakeAgent:
+        return FakeAgent(self.client, "factory", self.prover.credential.text(), agent_id=self.agent_id)
+
+    async def connect(self) -> FakeAgent:
+        agent = self.agent
+        answer = await agent.hello()
+        assert isinstance(answer[0], Welcome), answer
+        return agent
+
+
+def valid(database: Database) -> set[str]:
+    with database.sessions() as session:
+        return set(session.scalars(select(EdgeAgentCredential.id).where(EdgeAgentCredential.revoked_at.is_(None))))
+
+
+@pytest.fixture
+def device(database: Database, client: httpx.AsyncClient, tmp_path: Path) -> Device:
+    """An agent whose credential is to be replaced: more than half of its life is over."""
+    now = datetime.now(UTC)
+    aged: dict[str, Any] = {"created_at": now - timedelta(days=100), "expires_at": now + timedelta(days=80)}
+    text = database.credential("factory", **aged)
+    path = tmp_path / "credential"
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return Device(client, path, str(uuid.uuid4()))
+
+
+async def ask(agent: FakeAgent) -> None:
+    """Wait until the server asks for a new key."""
+    while not any(isinstance(frame, Rotate) for frame in await agent.poll(wait=2)):
+        pass
+
+
+@pytest.mark.parametrize("step", ["asked", "sent", "stored", "answered", "written", "used"])
+async def test_an_agent_that_is_killed_while_its_key_is_replaced_is_not_locked_out(
+    database: Database, device: Device, step: str
+) -> None:
+    """Kill it behind each step: it comes back, with a key that is good, and there is one that is valid in the end."""
+    old = device.prover.credential
+    agent = await device.connect()
+    await ask(agent)
+    if step != "asked":
+        frame = device.prover.new_key()
+    if step in {"stored", "answered", "written", "used"}:
+        (stored,) = only(await agent.exchange(frame), KeyStored)
+        assert len(valid(database)) == 2
+    if step in {"written", "used"}:
+        assert device.prover.adopt(stored)
+    if step == "used":
+        await device.connect()
+    device.boot()
+    agent = await device.connect()
+    assert (agent.credential == old.text()) is (step not in {"written", "used"})
+    if agent.credential == old.text():
+        # It is asked again, and this time it comes through.
+        await ask(agent)
+        (stored,) = only(await agent.exchange(device.prover.new_key()), KeyStored)
+        assert device.prover.adopt(stored)
+        await device.connect()
+    assert valid(database) == {device.prover.credential.id}
+    assert read_credential(device.path) == device.prover.credential != old
+    assert [entry["replaces"] for entry in audit(database, "rotate_credential")] == [[old.id]]
+
+
+@pytest.mark.parametrize("carrier", ["websocket", "http"])
+async def test_an_agent_replaces_its_key_by_itself(
+    database: Database, device: Device, carrier: Literal["websocket", "http"]
+) -> None:
+    """The agent's own loop against the real app, over each carrier: asked, answered, written, connected anew."""
+    old = device.prover.credential
+    app = build_app(database)
+    outer = FastAPI(lifespan=app.router.lifespan_context)
+    outer.mount(API_PREFIX, app)
+    core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0))
+    pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="boot", default_execution_url="http://a/")
+    enrolment_ = Enrolment()
+    attempts = itertools.count(1)
+    instance = str(uuid.uuid4())
+
+    def hello() -> Hello:
+        return make_hello(name="factory", agent_id=device.agent_id, instance_id=instance, attempt=next(attempts))
+
+    async with served(outer) as site:
+        await enrolment_.use(CarrierTransport(site.url, device.prover, Network(), carrier))
+        link = LinkLoop(
+            pump,
+            enrolment_,
+            FixedProbe(),
+            hello=hello,
+            backoff=Backoff(),
+            climb=enrolment_.climb,
+            enrolled=enrolment_.wait,
+            renew=enrolment_.renew,
+        )
+        life = asyncio.create_task(link.run())
+        await until(lambda: valid(database) == {device.prover.credential.id} != {old.id}, seconds=20)
+        await until(lambda: core.connected)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        await enrolment_.close()
+    assert read_credential(device.path) == device.prover.credential
+
+
+async def test_a_new_key_needs_its_owner(database: Database, agent: FakeAgent, device: Device) -> None:
+    await agent.hello()
+    public, signature = possession(new_private_key(), "another credential")
+    assert await agent.exchange(NewKey(public_key=public, signature=signature)) == []
+    assert len(valid(database)) == 2
+
+
+async def test_an_expired_credential_is_refused(database: Database, client: httpx.AsyncClient) -> None:
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    agent = FakeAgent(client, "factory", database.credential("factory", expires_at=past))
+    assert (await agent.post(b'{"frames": []}')).status_code == 401
+
+
+async def test_a_young_credential_is_left_alone(database: Database, client: httpx.AsyncClient) -> None:
+    soon = datetime.now(UTC) + timedelta(days=1)
+    agent = FakeAgent(client, "factory", database.credential("factory", expires_at=soon))
+    await agent.hello()
+    assert await agent.poll(wait=0.5) == []
+
+
+# --- Copies and revocation --------------------------------------------------------------------------------------------
+
+
+async def test_a_copy_beside_the_original_is_refused_and_told_to_the_audit_log(
+    database: Database, agent: FakeAgent, client: httpx.AsyncClient
+) -> None:
+    await agent.hello()
+    thief = FakeAgent(client, "factory", agent.credential, hostname="thief-host", boot_id="thief-boot")
+    for _ in range(3):
+        (close,) = await thief.hello()
+        assert isinstance(close, Close)
+        assert close.code == "name_in_use"
+    (entry,) = audit(database, "copy_refused")
+    for told in ("host-1", "thief-host", agent.agent_id, thief.agent_id):
+        assert told in entry["message"]
+
+
+async def test_a_copy_that_comes_while_the_original_is_away_is_told_with_both(
+    database: Database, agent: FakeAgent, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    await agent.hello()
+    database.set_agent("factory", state="unknown", last_contact_at=datetime.now(UTC) - timedelta(minutes=5))
+    thief = FakeAgent(client, "factory", agent.credential, hostname="thief-host", boot_id="thief-boot")
+    assert isinstance((await thief.hello())[0], Welcome)
+    (entry,) = audit(database, "credential_elsewhere")
+    assert "host-1" in entry["before"]
+    assert "thief-host" in entry["now"]
+    assert "is used on another machine than before" in caplog.text
+
+
+async def test_a_revoked_agent_hears_which_jobs_to_end_and_is_dropped(
+    database: Database, site: Served, client: httpx.AsyncClient
+) -> None:
+    agent = ChannelAgent(client, "factory", database.credential("factory"), url=site.url)
+    await agent.open()
+    job_id = database.add_job()
+    await agent.ready()
+    await agent.take_one(start=True)
+    started = time.monotonic()
+    with database.sessions() as session:
+        enrolment.revoke_agent(session, "factory", jobs="cancel", by="me")
+    assert await agent.closed() == 1008
+    assert time.monotonic() - started < 2
+    (cancel,) = [frame for frame in agent.heard if isinstance(frame, Cancel)]
+    assert (cancel.job_id, cancel.reason) == (job_id, "the agent was revoked by me")
+
+
+# --- Other agents' jobs -----------------------------------------------------------------------------------------------
+
+
+async def test_no_frame_of_another_agent_touches_a_job(database: Database, make_agent: MakeAgent) -> None:
+    """Every frame about a job, from an agent with a valid credential of its own that does not hold it."""
+    owner, other = make_agent("owner"), make_agent("other", queues=["nothing"])
+    job_id = database.add_job()
+    await owner.hello()
+    await other.hello()
+    offer: Offer = await owner.take(start=True)
+    before = _state(database, job_id)
+    for frame in every_frame_about(job_id, offer.fence):
+        answers = await other.exchange(frame)
+        assert _state(database, job_id) == before, frame
+        assert all(getattr(answer, "job_id", job_id) == job_id for answer in answers)
+        assert not any(isinstance(answer, Offer) for answer in answers), frame
+    # Nor in another agent's session.
+    response = await other.exchange(other.status(3), session_id=owner.session_id)
+    assert [frame.type for frame in response] == ["close"]
+    assert database.agent("owner").slots_used != 3
+    # Nor by claiming it in a hello.
+    held = HeldJob(job_id=job_id, fence=offer.fence, phase="running")
+    frames = await other.hello(held)
+    assert [frame.job_id for frame in frames if isinstance(frame, Cancel)] == [job_id]
+    assert _state(database, job_id) == before
+
+
+def every_frame_about(job_id: str, fence: int) -> list[AgentFrame]:
+    """Return a frame of every type that is about a job; a new type that is missing here fails the test."""
+    frames: list[AgentFrame] = [
+        Accept(job_id=job_id, fence=fence),
+        Refuse(job_id=job_id, fence=fence, reason="no"),
+        Started(job_id=job_id, fence=fence, pid=7),
+        Result(job_id=job_id, fence=fence, outcome=Outcome.FINISHED, exit_code=0),
+        Log(job_id=job_id, offset=0, data=pack_log(b"forged\n")),
+    ]
+    assert {type(frame) for frame in frames} == {kind for kind in get_args(AgentFrame) if "job_id" in kind.model_fields}
+    return frames
+
+
+async def test_every_endpoint_knows_whose_session_it_is(
+    database: Database, site: Served, client: httpx.AsyncClient
+) -> None:
+    """The endpoints that take a proof, each with another agent's valid one."""
+    paths = {getattr(route, "path", "") for route in site.agent_routes}
+    assert paths == {"/v1/exchange", "/v1/channel", "/v1/enroll", "/v1/jobs"}, "a new endpoint needs its line here"
+    owner = FakeAgent(client, "owner", database.credential("owner"))
+    await owner.hello()
+    # The exchange and the channel: another agent's name is refused, and so is its session.
+    thief = ChannelAgent(client, "owner", database.credential("thief"), url=site.url)
+    (close,) = await thief.hello()
+    assert isinstance(close, Close)
+    assert close.code == "name_mismatch"
+    (close,) = await thief.open()
+    assert isinstance(close, Close)
+    assert close.code == "name_mismatch"
+    (close,) = await thief.exchange(thief.status(), session_id=owner.session_id)
+    assert isinstance(close, Close)
+    assert close.code == "session_unknown"
+    # Calls of jobs: another agent's job is not to be found (and more in the tests of the relay).
+    job_id = database.add_job()
+    offer = await owner.take(start=True)
+    assert offer.job_id == job_id
+    call = {**thief.headers, "Edge-Agent-Fence": str(offer.fence)}
+    assert (await client.get(f"/v1/jobs/{job_id}/execution/variables/x", headers=call)).status_code == 404
+    # The enrolment: no proof opens it.
+    assert (await client.post("/v1/enroll", json=request()[0], headers=thief.headers)).status_code == 401
+    assert owner.session_id == database.agent("owner").session_id
+
+
+async def test_offsets_go_only_forward(database: Database, agent: FakeAgent) -> None:
+    job_id = database.add_job()
+    await agent.hello()
+    await agent.take(start=True)
+    for offset, text, end in ((0, b"one\n", 4), (4, b"two\n", 8), (0, b"FORGED!!", 8), (6, b"XX", 8), (9, b"gap", 8)):
+        (ack,) = only(await agent.exchange(Log(job_id=job_id, offset=offset, data=pack_log(text))), LogAck)
+        assert ack.next_offset == end
+    assert database.log(job_id) == b"one\ntwo\n"
+
+
+def _state(database: Database, job_id: str) -> tuple[Any, ...]:
+    job = database.job(job_id)
+    return (job.state, job.agent_name, job.fence, job.outcome, job.log_next_offset, job.cancel_reason)
