@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ exec systemd-nspawn "$@"
 # As --init does: a first process that reaps.
 _OPTIONS = (
     "--quiet", "--register=no", "--keep-unit", "--as-pid2", "--link-journal=no", "--console=pipe", "--resolv-conf=off",
-    "--timezone=off", "--machine=edge-container",
+    "--timezone=off",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ class Root:
     def __init__(self, folder: Path, layers: list[Path]) -> None:
         self.folder = folder
         self.upper = folder / "upper"
+        self._name = f"edge-container-{uuid.uuid4().hex[:12]}"
         self._layers = layers
         for name in ("upper", "work", "merged"):
             (folder / name).mkdir(parents=True)
@@ -57,7 +59,7 @@ class Root:
         mount = f"lowerdir={lower},upperdir={self.upper},workdir={self.folder / 'work'}"
         merged = str(self.folder / "merged")
         launch = ["unshare", "--mount", "sh", "-c", _LAUNCH, "sh", mount, merged]
-        return [*launch, *_OPTIONS, "--directory", merged, *options, "--", *argv]
+        return [*launch, *_OPTIONS, f"--machine={self._name}", "--directory", merged, *options, "--", *argv]
 
     def run(self, *argv: str, seconds: float = 300) -> str:
         """Run a program to its end, as root, and return what it printed.
@@ -65,6 +67,7 @@ class Root:
         :raises GuestError: it failed.
         """
         done = subprocess.run(self.command(*argv), capture_output=True, text=True, timeout=seconds, check=False)
+        self.tidy()
         if done.returncode:
             raise GuestError(f"{shlex.join(argv)} ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
         return done.stdout
@@ -74,3 +77,7 @@ class Root:
         given = tuple(f"--setenv={name}={value}" for name, value in variables.items())
         command = self.command(*argv, options=(*options, *given))
         return keeper.spawn("container", command, env={}, cwd=self.folder, log=self.folder / "log")
+
+    def tidy(self) -> None:
+        """Remove what systemd-nspawn leaves of a container that has ended."""
+        shutil.rmtree(Path("/run/systemd/nspawn/propagate") / self._name, ignore_errors=True)

@@ -112,6 +112,7 @@ def test_the_image_runs_an_agent_in_the_foreground(
     assert agent.uids().effective == UID
     agent.send_signal(signal.SIGTERM)
     wait_until(lambda: not process.running, seconds=60, what="the container to end", seen=lambda: process.tail(10))
+    root.tidy()
     assert process.exit_code == 0
 
 
