@@ -150,8 +150,8 @@ def the_agent(base: Path) -> Iterator[dict[str, Any]]:
     """Something in the daemon's place: a process of its user, its token, and its socket in a private folder."""
     private = base / "agent"
     private.mkdir(mode=0o700)
-    token = private / "token"
-    token.write_text("eat_secret")
+    token = private / "credential"
+    token.write_text("eac_secret")
     token.chmod(0o600)
     (private / "jobs").mkdir(mode=0o700)
     control = socket.socket(socket.AF_UNIX)

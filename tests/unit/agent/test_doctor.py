@@ -24,8 +24,7 @@ from airflow_edge_agent.configuration import Loaded
 from airflow_edge_agent.ctl.checks import host, network
 from airflow_edge_agent.ctl.doctor import Check, Checker, Scene
 from airflow_edge_agent.settings import Settings
-
-TOKEN = "eat_0123456789abcdef_" + "s" * 43
+from fakes.credentials import SECRET, write_credential_file
 
 
 @pytest.fixture(autouse=True)
@@ -126,37 +125,35 @@ def answering(status: int, *, ahead: timedelta = timedelta()) -> Iterator[str]:
 
 
 def ask(tmp_path: Path, url: str) -> dict[str, Check]:
-    token = tmp_path / "token"
-    token.touch(mode=0o600)
-    token.write_text(TOKEN)
-    looked_at = scene(tmp_path, server_url=url, token_file=str(token))
+    write_credential_file(tmp_path / "credential")
+    looked_at = scene(tmp_path, server_url=url)
     looked_at.shared["reachable"] = True
     return look(network.api, looked_at)
 
 
-def test_a_token_that_is_taken_and_a_clock_that_agrees(tmp_path: Path) -> None:
+def test_a_credential_that_is_taken_and_a_clock_that_agrees(tmp_path: Path) -> None:
     with answering(200) as url:
         checks = ask(tmp_path, url)
-    assert {name: check.verdict for name, check in checks.items()} == {"token": "ok", "clock": "ok"}
+    assert {name: check.verdict for name, check in checks.items()} == {"credential": "ok", "clock": "ok"}
 
 
 @pytest.mark.parametrize(
     ("status", "name", "words"),
-    [(401, "token", "refuses"), (404, "agent API", "not there"), (503, "agent API", "HTTP 503")],
+    [(401, "credential", "refuses"), (404, "agent API", "not there"), (503, "agent API", "HTTP 503")],
 )
 def test_a_server_that_does_not_take_it(tmp_path: Path, status: int, name: str, words: str) -> None:
     with answering(status) as url:
         check = ask(tmp_path, url)[name]
     assert check.verdict == "fail"
     assert words in check.found
-    assert TOKEN[-43:] not in check.found
+    assert SECRET not in check.found
 
 
-def test_no_token(tmp_path: Path) -> None:
-    looked_at = scene(tmp_path, token_file=str(tmp_path / "none"))
+def test_no_credential(tmp_path: Path) -> None:
+    looked_at = scene(tmp_path)
     looked_at.shared["reachable"] = True
     (check,) = look(network.api, looked_at).values()
-    assert (check.name, check.verdict) == ("token", "fail")
+    assert (check.name, check.verdict) == ("credential", "fail")
 
 
 @pytest.mark.parametrize(("minutes", "verdict"), [(-10, "fail"), (-0.5, "warn"), (10, "fail")])
@@ -169,7 +166,7 @@ def test_a_clock_that_differs(tmp_path: Path, minutes: float, verdict: str) -> N
 
 def test_queues_as_the_server_grants_them(tmp_path: Path) -> None:
     check = look(network.queues, scene(tmp_path, facts(queues=["plant-3", "gpu"])))["queues"]
-    assert (check.verdict, check.found) == ("ok", "the token is press-07's; it serves plant-3, gpu")
+    assert (check.verdict, check.found) == ("ok", "the credential is press-07's; it serves plant-3, gpu")
     check = look(network.queues, scene(tmp_path, facts(queues=["plant-3", "gpu"], refused_queues=["gpu"])))["queues"]
     assert (check.verdict, check.found) == ("warn", "the server does not let press-07 serve gpu")
     assert look(network.queues, scene(tmp_path, facts(connected=False)))["queues"].verdict == "skip"

@@ -81,7 +81,7 @@ async def test_lines_of_task_logs_become_entries_with_the_task_in_them() -> None
     assert (entry["MESSAGE"], entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("half past", "4", "edge-task")
     assert (entry["AIRFLOW_DAG_ID"], entry["AIRFLOW_TASK_ID"], entry["EDGE_JOB_ID"]) == ("etl", "load", offer.job_id)
     # The job ends, and its files go, before anybody has looked again.
-    store.runner_logged(offer.job_id, b"ds eat_0123456789abcdef_" + b"s" * 43 + b"\nend without a line end")
+    store.runner_logged(offer.job_id, b"ds eac_0123456789abcdef_" + b"s" * 43 + b"\nend without a line end")
     size = store.log_size(offer.job_id)
     pump.feed(JobEnded(offer.job_id, Outcome.FINISHED, log_bytes=size))
     await pump.settle()
@@ -89,7 +89,7 @@ async def test_lines_of_task_logs_become_entries_with_the_task_in_them() -> None
     pump.feed(FrameArrived(LogAck(job_id=offer.job_id, next_offset=size)))
     assert offer.job_id not in core.jobs
     assert [entry["MESSAGE"] for entry in said] == [
-        "half past", "plain words eat_0123456789abcdef_********", "end without a line end"
+        "half past", "plain words eac_0123456789abcdef_********", "end without a line end"
     ]  # fmt: skip
     logs.cancel()
     await asyncio.gather(logs, return_exceptions=True)

@@ -175,7 +175,7 @@ const NoAgents = ({ filtered, onReset }: { readonly filtered: boolean; readonly 
   ) : (
     <Empty title="There are no agents yet">
       An agent appears here when it has been given a credential: on the server,{" "}
-      <b>airflow edge-agents token create --name NAME</b>.
+      <b>airflow edge-agents enroll --name NAME</b>.
     </Empty>
   );
 

@@ -201,9 +201,6 @@ def api(scene: Scene) -> Iterator[Check]:
         return
     elif answer.is_success:
         yield Check("credential", "ok", "the server takes it")
-        if refused := scene.status.get("refused_queues"):
-            yield Check("queues", "warn", f"not enrolled for {', '.join(refused)}",
-                        "have an administrator grant them, or take them out of agent.toml")  # fmt: skip
     else:
         yield Check("agent API", "fail", f"{url}: HTTP {answer.status_code}", "the server's log says why")
     yield from _clock(scene, moment)
@@ -238,7 +235,7 @@ def carrier(scene: Scene) -> Iterator[Check]:
 
 
 def queues(scene: Scene) -> Iterator[Check]:
-    """Look for what the token is good for: as whom, and for which queues, as the server has told the daemon."""
+    """Look for what the credential is good for: as whom, and for which queues, as the server has told the daemon."""
     if scene.facts is None or not scene.loaded.enrolled:
         return
     name, asked = str(scene.status["name"]), ", ".join(scene.status["queues"])
@@ -250,7 +247,7 @@ def queues(scene: Scene) -> Iterator[Check]:
         yield Check("queues", "warn", f"the server does not let {name} serve {', '.join(refused)}",
                     "take them out of queues, or have them granted at the server")  # fmt: skip
     else:
-        yield Check("queues", "ok", f"the token is {name}'s; it serves {asked}")
+        yield Check("queues", "ok", f"the credential is {name}'s; it serves {asked}")
 
 
 def timeouts(scene: Scene) -> Iterator[Check]:
