@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.waiting import wait_until
 from machine.edge import AGENT, CONTROL, CREDENTIAL, RUNNER_DIR, RUNNER_SOCKET, Edge
 
 REFUSED = 3
@@ -114,6 +115,22 @@ def test_the_journal_can_be_asked_by_dag(edge: Edge) -> None:
 def test_the_credential_is_the_agents_alone(edge: Edge) -> None:
     assert edge.guest.run("stat", "-c", "%a %U %G", CREDENTIAL).strip() == "600 edge-agent edge-agent"
     assert edge.guest.run("stat", "-c", "%U", f"{STATE}/identity.json").strip() == "edge-agent"
+
+
+def test_task_logs_are_in_the_journal_if_they_are_wanted(edge: Edge) -> None:
+    assert not edge.guest.journal("-t", "edge-task")
+    edge.configure({"log": {"tasks_to_journal": True}})
+    edge.guest.run("systemctl", "restart", AGENT)
+    edge.wait_connected()
+    errand = edge.send("hold")
+    errand.wait_began()
+    errand.check_unharmed()
+
+    def told() -> list[str]:
+        entries = edge.guest.journal("-t", "edge-task", "AIRFLOW_DAG_ID=hold", f"AIRFLOW_RUN_ID={errand.run_id}")
+        return [entry["MESSAGE"] for entry in entries if str(entry["MESSAGE"]).startswith("line ")]
+
+    wait_until(lambda: told() == errand.lines(), seconds=30, what="all lines in the journal", seen=told)
 
 
 def test_no_secret_is_in_the_journal(edge: Edge) -> None:
