@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from airflow_edge_agent.adapters.faults import PIN_FAULT
+from airflow_edge_agent.adapters.truststore import trust_the_system
 from airflow_edge_agent.ports import TransportError
 
 _PROXY_SCHEMES = ("http", "https")
@@ -44,7 +45,7 @@ class Network:
         context.server_name = self.tls_server_name
         try:
             if self.ca_file is None:
-                context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+                trust_the_system(context)
             else:
                 context.load_verify_locations(cafile=str(self.ca_file))
         except (OSError, ssl.SSLError) as error:
