@@ -113,12 +113,12 @@ class Edge:
         return self.guest.main_pid(AGENT)
 
     def usage(self, pid: int) -> Usage:
-        """Measure one process."""
+        """Measure one process, with what its ended children have used."""
         stat = self.guest.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         ticks = int(self.guest.run("getconf", "CLK_TCK"))
         rollup = self.guest.read(f"/proc/{pid}/smaps_rollup")
         pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        return Usage((int(stat[11]) + int(stat[12])) / ticks, pss * 1024)
+        return Usage(sum(map(int, stat[11:15])) / ticks, pss * 1024)
 
     def seconds_to_ready(self) -> float:
         """Return how long the daemon took from exec to READY, by systemd's own clock."""

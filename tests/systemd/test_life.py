@@ -10,7 +10,7 @@ import pytest
 from harness.waiting import wait_until
 from machine.edge import AGENT, RUNNER, Edge, MakeEdge
 
-MOST_SECONDS_TO_READY = 1.0
+MOST_CPU_SECONDS_TO_READY = 1.0
 
 
 def test_enable_now_makes_an_agent_that_runs_tasks(make_edge: MakeEdge) -> None:
@@ -31,14 +31,12 @@ def test_enable_now_makes_an_agent_that_runs_tasks(make_edge: MakeEdge) -> None:
     errand.check_unharmed()
 
 
-def test_ready_within_a_second_of_exec(edge: Edge) -> None:
-    measured = []
-    for _ in range(3):
-        edge.guest.run("systemctl", "restart", AGENT)
-        measured.append(edge.seconds_to_ready())
-    print(f"exec to READY: {measured}")
-    # The best of them: the machine may be busy with other things.
-    assert min(measured) <= MOST_SECONDS_TO_READY
+def test_ready_takes_little(edge: Edge) -> None:
+    edge.guest.run("systemctl", "restart", AGENT)
+    took = edge.usage(edge.pid()).cpu_seconds
+    print(f"exec to READY: {edge.seconds_to_ready():.2f} s, {took:.2f} s of CPU")
+    # A machine that is busy with other things has it wait, which is what `make bench-systemd` is for.
+    assert took <= MOST_CPU_SECONDS_TO_READY
     edge.wait_connected()
 
 
