@@ -37,16 +37,16 @@ when the agent was off at that moment: then it ends with the next start.
 A drain (`edgectl drain`) is no state of its own: the agent stays *idle* or *running* and reports a problem, so it is
 offered nothing. It ends with `edgectl resume` or the next start.
 
+*Shutdown request* is in the table because edge workers of Airflow have it; nothing asks for it in this version. What it
+is wanted for, no more work for an agent, maintenance does, and it can be taken back from the server. An agent that has
+gone cannot be called back from there: somebody has to go to the site, or systemd starts it again and nothing is gained.
+To shut one out for good, revoke it (`airflow edge-agents revoke`): it ends with exit code 77 and stays down.
+
 ## A job
 
 A job is one dispatch of one workload. A task instance that is deferred or rescheduled becomes a new job each time it
 is queued.
 
-
-*Shutdown request* is in the table because edge workers of Airflow have it; nothing asks for it in this version. What it
-is wanted for, no more work for an agent, maintenance does, and it can be taken back from the server. An agent that has
-gone cannot be called back from there: somebody has to go to the site, or systemd starts it again and nothing is gained.
-To shut one out for good, revoke it (`airflow edge-agents revoke`): it ends with exit code 77 and stays down.
 """
 
 OUTCOMES = """
