@@ -51,6 +51,9 @@ def measure(edge: Edge, *, starts: int, idle_seconds: float) -> list[Figure]:
     before, began = edge.usage(pid), time.monotonic()
     time.sleep(idle_seconds)
     after, minutes = edge.usage(pid), (time.monotonic() - began) / 60
+    own, files = after.own_bytes / MEBIBYTE, (after.rss_bytes - after.own_bytes) / MEBIBYTE
+    # PSS is less where somebody runs the same files: another machine of the same layers does.
+    progress(f"memory: {own:.1f} MiB its own, {files:.1f} MiB of files, also used by others or not")
     return [
         Figure("exec to READY, median (s)", statistics.median(seconds), 1.0),
         Figure("exec to READY, slowest (s)", max(seconds), 1.0),

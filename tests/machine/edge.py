@@ -32,10 +32,13 @@ MakeMachine: TypeAlias = Callable[..., NspawnMachine]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process uses: CPU seconds since its start, bytes of memory (PSS)."""
+    """What a process uses: CPU seconds since its start, bytes of memory."""
 
     cpu_seconds: float
     pss_bytes: int
+    rss_bytes: int
+    own_bytes: int
+    """What is in no file: anonymous memory."""
 
 
 class Edge:
@@ -116,9 +119,9 @@ class Edge:
         """Measure one process, with what its ended children have used."""
         stat = self.guest.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         ticks = int(self.guest.run("getconf", "CLK_TCK"))
-        rollup = self.guest.read(f"/proc/{pid}/smaps_rollup")
-        pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        return Usage(sum(map(int, stat[11:15])) / ticks, pss * 1024)
+        rollup = self.guest.read(f"/proc/{pid}/smaps_rollup").splitlines()[1:]
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in rollup}
+        return Usage(sum(map(int, stat[11:15])) / ticks, sizes["Pss"], sizes["Rss"], sizes["Anonymous"])
 
     def seconds_to_ready(self) -> float:
         """Return how long the daemon took from exec to READY, by systemd's own clock."""
