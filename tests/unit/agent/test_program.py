@@ -258,6 +258,6 @@ def test_it_does_not_run_as_root_without_being_told(environment: dict[str, str],
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1
     assert "allow_root" in done.stderr
-    assert not (config.parent / "state").exists(), "nothing was begun"
+    assert [path.name for path in (config.parent / "state").iterdir()] == ["credential"], "nothing was begun"
     with daemon(environment | {"EDGE_AGENT_ALLOW_ROOT": "true"}, config) as process:
         wait_for_line(process, "edge agent starts")
