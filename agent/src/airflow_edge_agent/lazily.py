@@ -21,6 +21,8 @@ SELDOM_USED: dict[str, tuple[str, ...]] = {
     "urllib.request": (),
     # With email and csv: 1.1 MB. Pydantic takes a function out of it, which it calls when it looks for plugins.
     "importlib.metadata": ("entry_points",),
+    # 0.1 MB. For what we say of a word that nobody knows.
+    "difflib": (),
     # 0.2 MB. Imported by shutil, for archives.
     "bz2": (),
     "lzma": (),
