@@ -47,6 +47,10 @@ To shut one out for good, revoke it (`airflow edge-agents revoke`): it ends with
 A job is one dispatch of one workload. A task instance that is deferred or rescheduled becomes a new job each time it
 is queued.
 
+While its agent is away, a job stays *accepted* or *running*, and its task *running* in Airflow, until the agent is back
+or the disconnect lease is over; then the server ends it as *lost*. The agent, if it lives, has ended it as *killed*
+before.
+
 """
 
 OUTCOMES = """

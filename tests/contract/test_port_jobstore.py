@@ -86,6 +86,15 @@ def test_a_job_that_was_added_is_loaded(sides: Sides) -> None:
     ]
 
 
+def test_the_disconnect_lease_and_the_last_contact_are_remembered(sides: Sides) -> None:
+    store, _ = sides
+    store.add(make_offer(disconnect_lease_seconds=90.0), "boot-1")
+    assert [job.disconnect_lease_seconds for job in store.load()] == [90.0]
+    assert store.contact_seconds_ago() == 0
+    store.note_contact()
+    assert 0 <= store.contact_seconds_ago() < 60
+
+
 def test_an_empty_store(sides: Sides) -> None:
     store, _ = sides
     assert store.load() == []

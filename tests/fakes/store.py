@@ -25,6 +25,8 @@ class MemoryJobStore:
         self.fault: StoreError | None = None
         self.shed_fault: StoreError | None = None
         self.forgotten: list[str] = []
+        self.contact_ago = 0.0
+        """What is answered to how long ago the server was there."""
         self._records: dict[str, _Record] = {}
 
     def runner_took(self, job_id: str) -> None:
@@ -52,7 +54,16 @@ class MemoryJobStore:
         if self.fault is not None:
             raise self.fault
         self._records[offer.job_id] = _Record(
-            StoredJob(offer.job_id, offer.fence, offer.slots, offer.label, boot_id, handed_over=False, ended=None)
+            StoredJob(
+                offer.job_id,
+                offer.fence,
+                offer.slots,
+                offer.label,
+                boot_id,
+                handed_over=False,
+                ended=None,
+                disconnect_lease_seconds=offer.disconnect_lease_seconds,
+            )
         )
 
     def load(self) -> list[StoredJob]:
@@ -96,6 +107,12 @@ class MemoryJobStore:
     def sent(self, job_id: str) -> int | None:
         record = self._records.get(job_id)
         return None if record is None else record.sent
+
+    def note_contact(self) -> None:
+        self.contact_ago = 0.0
+
+    def contact_seconds_ago(self) -> float:
+        return self.contact_ago
 
     def check(self) -> str | None:
         return None if self.fault is None else str(self.fault)

@@ -254,6 +254,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     )
     relay = Relay(pump, enrolment, settings.relay_socket, relay_key(settings.state_dir))
     pump.access = relay.access
+    reporter.ending = lambda: len(relay.ending)
     # Also where new jobs are not relayed: those of an earlier run of the daemon may be.
     relay_listener = RelayListener(settings.relay_socket, users=runner.users, handler=relay.handle)
     reloads: set[asyncio.Task[object]] = set()

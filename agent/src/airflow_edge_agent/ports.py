@@ -255,6 +255,7 @@ class StoredJob:
     """Whether the runner has begun with it."""
     ended: JobEnded | None
     task: TaskKey | None = None
+    disconnect_lease_seconds: float = 0.0
 
 
 class StoreError(Exception):
@@ -301,6 +302,12 @@ class JobStore(Protocol):
 
     def sent(self, job_id: str) -> int | None:
         """Return what was noted; ``None``: nothing, so all of it may have been sent."""
+
+    def note_contact(self) -> None:
+        """Remember across restarts that the server was there just now. Never raises."""
+
+    def contact_seconds_ago(self) -> float:
+        """Return how long ago that was noted, by wall time; 0: not known."""
 
     def check(self) -> str | None:
         """Say in one line why no further job could be written down; ``None`` if one could."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow.configuration import conf
 from airflow.exceptions import AirflowConfigException
 
 SECTION = "edge_agent"
+
+LONGEST_LEASE_SECONDS = 30 * 86_400.0
 
 EXECUTION_APIS = ("relay", "direct")
 
@@ -37,6 +40,13 @@ class Settings:
     execution_api: str = "relay"
     credential_days: float = 180.0
     """0: credentials are valid for ever, and not rotated."""
+    disconnect_lease_seconds: float = 1_800.0
+    disconnect_leases: Mapping[str, float] = field(default_factory=dict)
+    """By queue, where it is another."""
+
+    def disconnect_lease(self, queue: str) -> float:
+        """Return for how many seconds the agent of a relayed job of this queue may be away."""
+        return self.disconnect_leases.get(queue, self.disconnect_lease_seconds)
 
 
 def load(source: Any = conf) -> Settings:
@@ -66,6 +76,8 @@ def load(source: Any = conf) -> Settings:
         log_max_bytes=int(_number(source, "log_max_mb", 200, 0, 1_000_000) * 2**20),
         execution_api=str(source.get(SECTION, "execution_api", fallback="relay")).strip(),
         credential_days=_number(source, "credential_days", 180, 0, 36_500),
+        disconnect_lease_seconds=_number(source, "disconnect_lease", 1_800, 0, LONGEST_LEASE_SECONDS),
+        disconnect_leases=_by_queue(source, "disconnect_leases", 0, LONGEST_LEASE_SECONDS),
     )
     if settings.execution_api not in EXECUTION_APIS:
         raise AirflowConfigException(
@@ -85,6 +97,25 @@ def load(source: Any = conf) -> Settings:
     if url is not None and not url.startswith(("http://", "https://")):
         raise AirflowConfigException(f"[{SECTION}] execution_api_url must begin with http:// or https://, got {url!r}")
     return settings
+
+
+def _by_queue(source: Any, option: str, least: float, most: float) -> dict[str, float]:
+    """Read ``queue: number, queue: number``."""
+    text = str(source.get(SECTION, option, fallback="") or "")
+    found = {}
+    for entry in filter(None, (entry.strip() for entry in text.split(","))):
+        queue, _, number = entry.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not queue.strip() or not least <= value <= most:
+            raise AirflowConfigException(
+                f"[{SECTION}] {option} must look like 'queue: number, queue: number', with numbers between {least:g} "
+                f"and {most:g}, got {entry!r}"
+            )
+        found[queue.strip()] = value
+    return found
 
 
 def _number(source: Any, option: str, default: float, least: float, most: float) -> float:

@@ -51,6 +51,7 @@ class Housekeeping:
         settings = config.load(self._source)
         self._notice_silent_agents(settings)
         self._return_unstarted_jobs(settings)
+        self._keep_tasks_alive(settings)
         self._end_lost_jobs(settings)
         self._end_jobs_of_revoked_agents()
         self._revoke_stale_jobs()
@@ -76,10 +77,23 @@ class Housekeeping:
         silent = settings.heartbeat_seconds + UNSTARTED_SLACK_SECONDS
         write(airflow_sessions, lambda session: queue.return_unstarted(session, silent_seconds=silent))
 
+    def _keep_tasks_alive(self, settings: config.Settings) -> None:
+        silent = settings.heartbeat_seconds + UNSTARTED_SLACK_SECONDS
+        write(
+            airflow_sessions,
+            lambda session: queue.keep_alive(
+                session, silent_seconds=silent, timeout_seconds=settings.agent_timeout_seconds
+            ),
+        )
+
     def _end_lost_jobs(self, settings: config.Settings) -> None:
         for lost in write(
             airflow_sessions,
-            lambda session: queue.end_lost(session, grace_seconds=settings.disconnect_grace_seconds),
+            lambda session: queue.end_lost(
+                session,
+                grace_seconds=settings.disconnect_grace_seconds,
+                timeout_seconds=settings.agent_timeout_seconds,
+            ),
         ):
             log.warning(
                 "Job %s is taken away from agent %s, which is gone: %s",

@@ -141,6 +141,20 @@ def get_provider_info() -> dict[str, Any]:
                         "30",
                         "Days that is kept what has happened to agents: connected, lost, in maintenance, ...\n",
                     ),
+                    "disconnect_lease": _option(
+                        "float",
+                        "1800",
+                        "1800",
+                        "Seconds that an agent may be away while its tasks run on, if it relays the Execution API for\n"
+                        "them. After that it ends them, and they are failed here. Begins when the agent is shown as\n"
+                        "``unknown``.\n",
+                    ),
+                    "disconnect_leases": _option(
+                        "string",
+                        None,
+                        "plant-3: 7200, lab: 60",
+                        "The same by queue, where it is another.\n",
+                    ),
                     "execution_api_url": _option(
                         "string",
                         None,

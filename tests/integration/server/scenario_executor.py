@@ -401,6 +401,29 @@ def jobs_of_vanished_agents_are_ended() -> None:
     assert len(scenes.events(edge)) == 2
 
 
+def tasks_of_agents_that_are_away_live_as_long_as_the_lease() -> None:
+    edge = scenes.executor()
+    within, beyond, cancelled, waiting = scenes.dag_run(4)
+    scenes.queue(edge, [within, beyond, cancelled, waiting])
+    scenes.agent("a1", state="unknown", silent_seconds=1_000)
+    old = datetime.now(UTC) - timedelta(minutes=4)
+    for ti_id, lease in ((within, 1_800.0), (beyond, 900.0), (cancelled, 1_800.0)):
+        scenes.start(scenes.job_of(ti_id).id, "a1")
+        scenes.set_job(scenes.job_of(ti_id).id, disconnect_lease_seconds=lease)
+        scenes.set_ti(ti_id, state="running", last_heartbeat_at=old)
+    scenes.set_job(scenes.job_of(cancelled).id, cancel_reason="cleared")
+    # A heartbeat that Airflow was told a moment before does not save what is beyond its lease.
+    scenes.set_ti(beyond, last_heartbeat_at=datetime.now(UTC))
+    scenes.sweep(edge)
+    with scenes.db() as session:
+        beat = {ti_id: scenes.ti(session, ti_id).last_heartbeat_at for ti_id in (within, cancelled, waiting)}
+    assert beat[within] > datetime.now(UTC) - timedelta(minutes=1)
+    assert beat[cancelled] == old
+    assert (scenes.job_of(within).state, scenes.job_of(beyond).outcome) == ("running", "lost")
+    assert "longer than its disconnect lease of 900 s" in (scenes.job_of(beyond).detail or "")
+    assert beat[waiting] is None
+
+
 def two_executors_keep_apart() -> None:
     job_id = scenes.scheduler_job()
     one, two = scenes.executor(job_id=job_id), scenes.executor(job_id=job_id)

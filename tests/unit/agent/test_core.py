@@ -15,6 +15,7 @@ from airflow_edge_agent.core.events import (
     Instruction,
     JobEnded,
     JobFound,
+    JobHeard,
     JobStarted,
     LinkLost,
     LinkOpened,
@@ -31,6 +32,7 @@ from airflow_edge_agent.core.events import (
 )
 from airflow_edge_agent.core.jobs import PHASES, AgentJob, Phase
 from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol import frames as f
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.protocol.states import AgentState, IllegalTransition
@@ -490,3 +492,68 @@ def test_each_change_of_the_status_has_a_greater_number(driver: Driver) -> None:
     assert again.sequence == second.sequence, "the same is said again"
     driver.feed(JobEnded(job.job_id, Outcome.FINISHED, 0))
     assert driver.core.status().sequence > second.sequence
+
+
+# --- The disconnect lease ---------------------------------------------------------------------------------------------
+
+
+def leased(driver: Driver, *, task: bool = True) -> str:
+    """Bring a job with a disconnect lease of 60 s to phase RUNNING at 100 s."""
+    values: dict[str, Any] = {"disconnect_lease_seconds": 60, "token": ""}
+    if task:
+        ti = {"id": str(uuid.uuid4()), "dag_id": "d", "task_id": "t", "run_id": "r", "try_number": 1, "map_index": -1}
+        values["workload"] = {"ti": ti}
+    job = offer().model_copy(update=values)
+    driver.frame(job)
+    driver.frame(f.AcceptAck(job_id=job.job_id, fence=1))
+    driver.feed(JobStarted(job.job_id, 4711))
+    assert (driver.core.jobs[job.job_id].task is not None) is task
+    return job.job_id
+
+
+def test_a_task_is_ended_when_the_lease_is_over(driver: Driver) -> None:
+    job_id = leased(driver)
+    driver.feed(JobHeard(job_id), at=110)
+    driver.feed(LinkLost("cut"), at=150)
+    assert not of(driver.feed(Tick(), at=169.9), SignalJob), "the lease began when the server last answered the job"
+    out = driver.feed(Tick(), at=170)
+    assert of(out, SignalJob) == [SignalJob(job_id, "TERM")]
+    assert "disconnect lease of 60 s" in of(out, Say)[0].message
+    assert not of(driver.feed(Tick(), at=171), SignalJob), "asked once"
+    assert of(driver.feed(Tick(), at=175), SignalJob) == [SignalJob(job_id, "KILL")]
+
+
+def test_a_connection_in_time_saves_it(driver: Driver) -> None:
+    job_id = leased(driver)
+    driver.feed(LinkLost("cut"), at=110)
+    driver.now = 159
+    driver.connect()
+    assert not of(driver.feed(Tick(), at=500), SignalJob), "while connected, the server decides"
+    driver.feed(JobHeard(job_id), at=500)
+    driver.feed(LinkLost("cut"), at=500)
+    assert not of(driver.feed(Tick(), at=559), SignalJob)
+
+
+def test_what_need_not_ask_has_its_lease_from_the_loss_of_the_link(driver: Driver) -> None:
+    job_id = leased(driver, task=False)
+    driver.feed(LinkLost("cut"), at=1_000)
+    assert not of(driver.feed(Tick(), at=1_059), SignalJob)
+    assert of(driver.feed(Tick(), at=1_060), SignalJob) == [SignalJob(job_id, "TERM")]
+
+
+def test_without_a_lease_nothing_is_ended(driver: Driver) -> None:
+    driver.run_job()
+    driver.feed(LinkLost("cut"))
+    assert not of(driver.feed(Tick(), at=10**6), SignalJob)
+
+
+def test_a_restart_does_not_begin_the_lease_anew() -> None:
+    driver = Driver()
+    job_id = str(uuid.uuid4())
+    ti = {"id": str(uuid.uuid4()), "dag_id": "d", "task_id": "t", "run_id": "r", "try_number": 1, "map_index": -1}
+    found = JobFound(
+        job_id, 1, 1, "x", 42, task=TaskKey.of({"ti": ti}), disconnect_lease_seconds=60, heard_seconds_ago=50
+    )
+    driver.feed(found, at=100)
+    assert not of(driver.feed(Tick(), at=109), SignalJob)
+    assert of(driver.feed(Tick(), at=110), SignalJob) == [SignalJob(job_id, "TERM")]

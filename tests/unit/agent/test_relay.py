@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -19,18 +21,22 @@ from airflow_edge_agent.adapters.network import Network
 from airflow_edge_agent.adapters.relay_http import WHOLE_BYTES
 from airflow_edge_agent.adapters.relay_socket import RelayListener
 from airflow_edge_agent.core.agent import AgentCore
+from airflow_edge_agent.core.backoff import Backoff
+from airflow_edge_agent.core.events import LinkLost, LinkOpened
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.core.policy import Limits
+from airflow_edge_agent.ctl import show
 from airflow_edge_agent.runner import relay as runner_relay
 from airflow_edge_agent.runner.relay import RelayTransport
 from airflow_edge_agent.runtime import relay as relay_module
+from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
+from airflow_edge_agent.runtime.reports import Person, Reporter
+from fakes import FixedProbe, MemoryJobStore, MemoryRunner, MemoryTransport, ScriptedServer
 from fakes.credentials import CREDENTIAL, SECRET, make_prover
-from fakes.frames import new_id
+from fakes.frames import make_hello, make_welcome, new_id
 from fakes.http_server import Reply, Request, serve
-from fakes.runner import MemoryRunner
-from fakes.store import MemoryJobStore
 
 MARK = {"Edge-Agent-Relayed": "airflow"}
 HEARTBEAT = f"/execution/task-instances/{new_id()}/heartbeat"
@@ -50,6 +56,7 @@ class FarEnd:
 
 @dataclass
 class Place:
+    pump: Pump
     job: AgentJob
     relay: Relay
     socket: Path
@@ -67,7 +74,7 @@ class Place:
 @asynccontextmanager
 async def placed(folder: Path, port: int, users: set[int] | None = None) -> AsyncIterator[Place]:
     core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0))
-    job = AgentJob(job_id=new_id(), fence=7, slots=1, label="a job", phase=Phase.RUNNING)
+    job = AgentJob(job_id=new_id(), fence=7, slots=1, label="a job", phase=Phase.RUNNING, heard_at=time.monotonic())
     core.jobs[job.job_id] = job
     pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="b", default_execution_url="x")
     execution = ExecutionClient(f"http://127.0.0.1:{port}/air", make_prover(), Network())
@@ -77,7 +84,7 @@ async def placed(folder: Path, port: int, users: set[int] | None = None) -> Asyn
     listener = RelayListener(socket, users=lambda: allowed, handler=relay.handle)
     await listener.open()
     try:
-        yield Place(job, relay, socket)
+        yield Place(pump, job, relay, socket)
     finally:
         await listener.close()
         await execution.close()
@@ -153,12 +160,15 @@ async def test_other_users_are_not_heard(tmp_path: Path) -> None:
         assert not far.got
 
 
-async def test_an_answer_of_something_on_the_way_is_not_airflows(tmp_path: Path) -> None:
+async def test_an_answer_of_something_on_the_way_is_not_airflows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     far = FarEnd()
     far.reply = Reply(404, body=b"<html>a proxy's own page</html>")
     async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
         # 404 would end the task.
         assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 204
+        monkeypatch.setattr(relay_module, "PATIENCE_SECONDS", 0.0)
         answer = await client.get("/execution/variables/x")
         assert answer.status_code == 503
         assert SECRET not in answer.text
@@ -194,6 +204,25 @@ async def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (answer.status_code, answer.json()["detail"]["reason"]) == (503, "relay")
 
 
+async def test_the_disconnect_lease_says_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "PATIENCE_SECONDS", 0.0)
+    async with serve(FarEnd()) as port:
+        pass
+    async with placed(tmp_path, port) as place, place.client() as client:
+        place.job.disconnect_lease_seconds = 3_600.0
+        assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 204
+        place.job.heard_at -= 3_600.0
+        assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 503
+
+
+async def test_an_answer_begins_the_lease_anew(tmp_path: Path) -> None:
+    async with serve(FarEnd()) as port, placed(tmp_path, port) as place, place.client() as client:
+        place.job.heard_at -= 1_000.0
+        before = time.monotonic()
+        assert (await client.get("/execution/variables/x")).status_code == 200
+        assert place.job.heard_at >= before
+
+
 async def test_what_is_no_http_ends_the_conversation_only(tmp_path: Path) -> None:
     far = FarEnd()
     async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
@@ -217,6 +246,36 @@ def test_the_key_survives_and_is_private(tmp_path: Path) -> None:
     assert (tmp_path / "relay.key").stat().st_mode & 0o077 == 0
     (tmp_path / "relay.key").write_text("short")
     assert len(relay_key(tmp_path)) == 64
+
+
+async def test_an_outage_is_told_with_its_end(tmp_path: Path) -> None:
+    async with serve(FarEnd()) as port, placed(tmp_path, port) as place:
+        core, link = (
+            place.pump.core,
+            LinkLoop(place.pump, MemoryTransport(ScriptedServer()), FixedProbe(), hello=make_hello, backoff=Backoff()),
+        )
+        reporter = Reporter(core, link, Person("edge-1", "1", 42, "a", "i", 0.0, "https://x"))
+        reporter.ending = lambda: len(place.relay.ending)
+        assert reporter.away() is None, "never connected"
+        place.pump.feed(LinkOpened(make_welcome()))
+        assert reporter.away() is None
+        place.job.disconnect_lease_seconds = 1_800.0
+        ends = AgentJob(
+            job_id=new_id(), fence=1, slots=1, label="x", phase=Phase.RUNNING, disconnect_lease_seconds=1_900.0
+        )
+        ends.heard_at = time.monotonic()
+        core.jobs[ends.job_id] = ends
+        place.relay.ending.add(ends.job_id)
+        place.pump.feed(LinkLost("cut"))
+        away = reporter.report()["away"]
+        since, until = (datetime.fromisoformat(away[key]) for key in ("since", "lease_until"))
+        assert timedelta(minutes=29) < until - since <= timedelta(minutes=30, seconds=1)
+        assert (away["running"], away["results_waiting"]) == (1, 1)
+        words = r"disconnected since \S+ . lease until \S+ . 1 task running . 1 result waiting$"
+        assert re.search(words, reporter.line())
+        shown = " ".join(show.status(reporter.report()))
+        assert "disconnected since" in shown
+        assert "1 task running, 1 result waiting" in shown
 
 
 # --- The runner's end -------------------------------------------------------------------------------------------------

@@ -31,7 +31,11 @@ from airflow_edge_agent.protocol.relay import (
     RESPONSE_HEADERS,
 )
 
-_TIMEOUTS = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
+_TIMEOUTS = {"connect": 5.0, "read": 10.0, "write": 10.0, "pool": 60.0}
+"""Twice what the Task SDK itself would wait. A line that is dead without telling is noticed by it."""
+
+_LONG_TIMEOUTS = _TIMEOUTS | {"read": 60.0, "write": 60.0}
+"""For a body that is long enough to take its time at the other end."""
 
 _COME_AGAIN = frozenset({429, 503})
 """The call was not acted upon: too many of them, or nobody there."""
@@ -82,9 +86,10 @@ class ExecutionClient:
             target=b"%b/%b/execution/%b" % (self._prefix, job_id.encode("ascii"), call.target),
         )
         body = call.body or None
+        timeouts = _TIMEOUTS if isinstance(call.body, bytes) else _LONG_TIMEOUTS
         try:
             async with self._pool.stream(
-                call.method, url, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
+                call.method, url, headers=headers, content=body, extensions={"timeout": timeouts}
             ) as response:
                 if not any(name.lower() == _RELAYED for name, _ in response.headers):
                     raise _stopped(self._server, response, self._prover)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ RESULT_FILE = "result.json"
 PID_FILE = "pid.json"
 LOG_FILE = "task.log"
 SENT_FILE = "sent.json"
+CONTACT_FILE = ".contact"
 
 RUNNER_JOBS = "jobs"
 """In the runner's folder: a folder for each job."""
@@ -44,6 +46,7 @@ class _JobRecord(BaseModel):
     label: str
     boot_id: str
     task: dict[str, str | int] | None = None
+    disconnect_lease_seconds: float = 0.0
 
 
 class DirectoryJobStore:
@@ -73,6 +76,7 @@ class DirectoryJobStore:
             label=offer.label,
             boot_id=boot_id,
             task=task.told() if (task := TaskKey.of(offer.workload)) else None,
+            disconnect_lease_seconds=offer.disconnect_lease_seconds,
         )
         try:
             self._cuts.pop(offer.job_id, None)
@@ -107,6 +111,7 @@ class DirectoryJobStore:
                     handed_over=self.handed_over(record.job_id),
                     ended=self.ended(record.job_id),
                     task=TaskKey.of(record.task or {}),
+                    disconnect_lease_seconds=record.disconnect_lease_seconds,
                 )
             )
         self._remove_unknown({job.job_id for job in jobs})
@@ -207,6 +212,18 @@ class DirectoryJobStore:
         if job_id not in self._cuts:
             self._cuts[job_id] = load_cuts(self._jobs_dir / job_id / CUTS_FILE)
         return self._cuts[job_id]
+
+    def note_contact(self) -> None:
+        """Remember that the server was there. Best effort: the time of a file."""
+        with contextlib.suppress(OSError):
+            (self._jobs_dir / CONTACT_FILE).touch(mode=0o600)
+
+    def contact_seconds_ago(self) -> float:
+        """Return how long ago that was; 0 if it is not known."""
+        try:
+            return max(0.0, time.time() - (self._jobs_dir / CONTACT_FILE).stat().st_mtime)
+        except OSError:
+            return 0.0
 
     def check(self) -> str | None:
         """Try whether another job could be written down."""

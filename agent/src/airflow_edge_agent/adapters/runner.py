@@ -165,6 +165,7 @@ class SubprocessRunner:
             "token": offer.token,
             "server": server,
             "relay": None if relay is None else str(relay),
+            "patience_seconds": offer.disconnect_lease_seconds,
             "limits": limits.model_dump(exclude_none=True) if limits is not None and limits.any else None,
         }
         # An idle runner may leave in the very moment we speak to it: then a new one takes the job.

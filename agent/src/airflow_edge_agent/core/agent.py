@@ -12,6 +12,7 @@ from airflow_edge_agent.core.events import (
     Instruction,
     JobEnded,
     JobFound,
+    JobHeard,
     JobStarted,
     LinkLost,
     LinkOpened,
@@ -98,6 +99,8 @@ class AgentCore(OperatedAgent):
         self._stop_policy: StopPolicy = "wait"
         self._idle_since_stop: float | None = None
         self._left = False
+        self.lost_at: float | None = None
+        """When the last connection was lost; ``None``: there has been none."""
         self._now = 0.0
         self._name_refused_at: float | None = None
         self._last_status: Status | None = None
@@ -132,6 +135,12 @@ class AgentCore(OperatedAgent):
     def undelivered(self) -> int:
         """How many ended jobs the server does not know everything of."""
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
+
+    @property
+    def lease_until(self) -> float | None:
+        """When the first running job has to end because the server is away; ``None``: it is not, or none has to."""
+        ends = [at for job in self.jobs.values() if (at := self.lease_ends_at(job)) is not None]
+        return min(ends, default=None)
 
     @property
     def hindrance(self) -> str | None:
@@ -176,6 +185,8 @@ class AgentCore(OperatedAgent):
                 self._lost()
             case JobStarted():
                 self._started(event)
+            case JobHeard(job_id):
+                self._heard(job_id)
             case JobEnded():
                 self._ended(event)
             case JobFound():
@@ -221,6 +232,7 @@ class AgentCore(OperatedAgent):
 
     def _lost(self) -> None:
         self.connected = False
+        self.lost_at = self._now
         for job in list(self.jobs.values()):
             job.log_in_flight = False
             if job.phase is Phase.ACCEPTING:
@@ -290,6 +302,8 @@ class AgentCore(OperatedAgent):
             offer=offer,
             task=TaskKey.of(offer.workload),
             lease_until=now + offer.lease_seconds,
+            disconnect_lease_seconds=offer.disconnect_lease_seconds,
+            heard_at=now,
         )
         self._out.append(Send(Accept(job_id=offer.job_id, fence=offer.fence)))
 
@@ -370,6 +384,31 @@ class AgentCore(OperatedAgent):
         self._say("info", "started", job, name="job_started")
         self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=event.pid)))
 
+    def _heard(self, job_id: str) -> None:
+        job = self.jobs.get(job_id)
+        if job is not None:
+            job.heard_at = self._now
+
+    def lease_ends_at(self, job: AgentJob) -> float | None:
+        """Return until when the job may run on while the server is away; ``None``: nothing is known of an end.
+
+        The server counts from when it last heard of us, and waits longer than that.
+        """
+        if self.connected or not job.holds_slots or not job.disconnect_lease_seconds:
+            return None
+        # Tasks ask the server again and again, so it is known when it was there. Others may have nothing to ask.
+        since = job.heard_at if job.task is not None else max(job.heard_at, self.lost_at or 0.0)
+        return since + job.disconnect_lease_seconds
+
+    def _end_of_lease(self, job: AgentJob, now: float) -> None:
+        ends_at = self.lease_ends_at(job)
+        if ends_at is not None and now >= ends_at and job.cancel_reason is None and job.phase is not Phase.ACCEPTING:
+            reason = (
+                f"the server has been away for longer than the disconnect lease of {job.disconnect_lease_seconds:g} s"
+            )
+            self._say("warning", f"ended: {reason}", job)
+            self._end_job(job, reason, now)
+
     def _ended(self, event: JobEnded) -> None:
         job = self.jobs.get(event.job_id)
         if job is None or job.phase not in (Phase.STARTING, Phase.RUNNING):
@@ -395,6 +434,8 @@ class AgentCore(OperatedAgent):
             log_size=event.log_bytes,
             # What was there before us may have been sent, whoever acknowledged it.
             log_sent=event.log_bytes if event.log_sent is None else min(event.log_sent, event.log_bytes),
+            disconnect_lease_seconds=event.disconnect_lease_seconds,
+            heard_at=self._now - event.heard_seconds_ago,
         )
         self.jobs[job.job_id] = job
         if event.ended is not None:
@@ -506,6 +547,7 @@ class AgentCore(OperatedAgent):
 
     def _time_passes(self, now: float) -> None:
         for job in list(self.jobs.values()):
+            self._end_of_lease(job, now)
             if job.phase is Phase.ACCEPTING and now > job.lease_until:
                 self._say("warning", "dropped: the server did not confirm it in time", job)
                 del self.jobs[job.job_id]

@@ -52,6 +52,13 @@ class JobStarted:
 
 
 @dataclass(frozen=True)
+class JobHeard:
+    """The server has answered a call that we relayed for the job: it lets it run on."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
 class JobEnded:
     """The job is over, or never began."""
 
@@ -77,6 +84,9 @@ class JobFound:
     log_sent: int | None = None
     """Nothing of its log beyond this was ever sent. ``None``: not known."""
     task: TaskKey | None = None
+    disconnect_lease_seconds: float = 0.0
+    heard_seconds_ago: float = 0.0
+    """How long ago the daemon before us has last heard of the server."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,7 @@ Event = (
     | FrameArrived
     | LinkLost
     | JobStarted
+    | JobHeard
     | JobEnded
     | JobFound
     | LogGrew

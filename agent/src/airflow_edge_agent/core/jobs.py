@@ -69,6 +69,10 @@ class AgentJob:
     task: TaskKey | None = None
     started_at: float | None = None
     """``None``: not by this run of the daemon."""
+    disconnect_lease_seconds: float = 0.0
+    """How long it may run on without the server, if it is relayed. 0: nothing is said about it."""
+    heard_at: float = 0.0
+    """When the server last answered it, or confirmed it to us."""
     log_unsheddable: bool = False
     """An attempt to drop some of it did not make it smaller."""
 

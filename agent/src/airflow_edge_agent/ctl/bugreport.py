@@ -24,14 +24,14 @@ from airflow_edge_agent.runtime.logging import redact
 
 HARMLESS = (
     "concurrency", "spool_max_mb", "carrier", "allow_plain_http", "drain.", "log.", "health.", "runner.python",
-    "runner.idle_seconds", "control.", "state_dir", "runtime_dir", "ca_file",
+    "runner.idle_seconds", "control.", "state_dir", "runtime_dir", "ca_file", "execution_api",
 )  # fmt: skip
 """Settings that go in with their values; of others only where they are set."""
 
 STATUS_KEYS = (
     "health", "state", "enrolled", "connected", "carrier", "last_heartbeat_seconds", "last_contact_seconds",
     "slots_used", "slots_total", "undelivered", "drained_by", "stopping", "version", "server_version",
-    "airflow_version", "runtime", "uptime_seconds", "faults",
+    "airflow_version", "runtime", "uptime_seconds", "faults", "away",
 )  # fmt: skip
 JOB_KEYS = ("job_id", "phase", "slots", "running_seconds", "log_bytes", "log_delivered_bytes", "outcome")
 

@@ -22,6 +22,7 @@ def status(answer: dict[str, Any]) -> list[str]:
             f" · heartbeat {beat:.0f} s ago" if beat is not None else ""
         )
     lines.append(f"  server       {server}")
+    lines += _away(answer.get("away"))
     if answer.get("airflow_version"):
         lines.append(
             f"               Airflow {answer['airflow_version']}, airflow-edge-server {answer['server_version']}"
@@ -62,6 +63,17 @@ def _server_wants(found: dict[str, Any] | None) -> list[str]:
     if found.get("drain"):
         wants.append("no new jobs here, until it takes that back")
     return [f"  {'' if n else 'server wants':<12} {want}" for n, want in enumerate(wants)]
+
+
+def _away(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    words = [f"disconnected since {since(found['since'])}"]
+    if found.get("lease_until"):
+        words.append(f"lease {until(found['lease_until'])}")
+    words.append(f"{found['running']} task{'s' if found['running'] != 1 else ''} running")
+    words.append(f"{found['results_waiting']} result{'s' if found['results_waiting'] != 1 else ''} waiting")
+    return [f"               {', '.join(words)}"]
 
 
 def _maintenance(found: dict[str, Any] | None) -> list[str]:

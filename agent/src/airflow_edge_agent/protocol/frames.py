@@ -344,6 +344,9 @@ class Offer(_Frame):
     slots: int = Field(ge=1, le=MAX_JOBS)
     queue: Word
     lease_seconds: Seconds
+    disconnect_lease_seconds: Seconds = 0
+    """How long a relayed job may run on while agent and server do not hear of each other. After that the agent ends it.
+    0: nothing is said about it."""
     label: Word
     """For people: which Dag, task and run this is."""
     token: Annotated[str, Field(max_length=8_192, repr=False)] = ""

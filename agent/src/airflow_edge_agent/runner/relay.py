@@ -25,12 +25,14 @@ class RelayTransport:
     """What a job's HTTP client sends through; its own, but over connections that all jobs of this process share.
 
     :param check: called before each attempt; raises if the job is to end.
+    :param patience_seconds: how long the agent may be away.
     """
 
-    def __init__(self, path: str, check: Callable[[], None]) -> None:
+    def __init__(self, path: str, check: Callable[[], None], patience_seconds: float = AWAY_SECONDS) -> None:
         self._inner = shared_transport(path)
         self._errors: Any = importlib.import_module("httpx")
         self._check = check
+        self._patience_seconds = patience_seconds
         self._away_since: float | None = None
 
     def __enter__(self) -> Self:
@@ -51,7 +53,7 @@ class RelayTransport:
             except self._errors.TransportError as error:
                 now = time.monotonic()
                 self._away_since = self._away_since or now
-                if now >= self._away_since + AWAY_SECONDS:
+                if now >= self._away_since + self._patience_seconds:
                     raise
                 if request.method == "PUT" and _HEARTBEAT.search(request.url.path):
                     return self._errors.Response(204, request=request)

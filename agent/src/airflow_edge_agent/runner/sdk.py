@@ -239,7 +239,10 @@ def _way(run: Run, httpx: Any) -> dict[str, Any]:
 
     # The agent always answers in the end: it knows how long a server may be away.
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
-    return {"transport": relay.RelayTransport(run.relay, check), "timeout": timeout}
+    return {
+        "transport": relay.RelayTransport(run.relay, check, run.patience_seconds or relay.AWAY_SECONDS),
+        "timeout": timeout,
+    }
 
 
 def _note(seen: Observed, request: Any, response: Any) -> None:

@@ -133,6 +133,8 @@ class Run:
     """Base URL of the Execution API, as the job is to reach it."""
     relay: str | None = None
     """Socket of the agent through which it is reached; ``token`` is then the job's secret there. ``None``: none."""
+    patience_seconds: float = 0.0
+    """How long the job may wait for an agent that is away; 0: as long as Airflow waits for a heartbeat."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -269,6 +271,9 @@ def decode_command(line: bytes) -> Command:
                 token=_typed(data, "token", str),
                 server=_typed(data, "server", str),
                 relay=_optional(data, "relay", str),
+                patience_seconds=float(_typed(data, "patience_seconds", (int, float)))
+                if "patience_seconds" in data
+                else 0.0,
                 limits=_limits(data.get("limits")),
             )
         case "signal":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,9 @@ from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.pump import Pump
 
 log = structlog.get_logger()
+
+CONTACT_SECONDS = 5.0
+"""How often it is noted that the server is there, while there are jobs."""
 
 IDLE_SECONDS = 20.0
 """How long without anything to do counts as idle: longer than the start, with its proof of the task runtime, takes."""
@@ -95,6 +99,7 @@ def _runner_gone(pump: Pump, store: JobStore, problem: str | None, jobs: frozens
 
 async def time_loop(pump: Pump, store: JobStore) -> None:
     """While there are jobs: tell the core how their logs have grown, and that time passes."""
+    contact_noted_at = -CONTACT_SECONDS
     while True:
         await pump.busy.wait()
         for job in list(pump.core.jobs.values()):
@@ -103,6 +108,10 @@ async def time_loop(pump: Pump, store: JobStore) -> None:
                 if size > job.log_size:
                     pump.feed(LogGrew(job.job_id, size))
         _note_backlogs(pump, store)
+        now = time.monotonic()
+        if pump.core.connected and now >= contact_noted_at + CONTACT_SECONDS:
+            contact_noted_at = now
+            store.note_contact()
         pump.feed(Tick())
         await asyncio.sleep(pump.core.intervals.log_seconds)
 
@@ -161,6 +170,7 @@ async def renew_if_changed(runner: Runner) -> bool:
 async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> None:
     """Take over the jobs of an earlier run of the daemon, and find out how those ended that are no more."""
     running = await runner.reattach()
+    heard_seconds_ago = store.contact_seconds_ago()
     await renew_if_changed(runner)
     for job in store.load():
         ended = job.ended
@@ -186,5 +196,7 @@ async def recover(pump: Pump, runner: Runner, store: JobStore, boot_id: str) -> 
                 log_bytes=size,
                 log_sent=sent,
                 task=job.task,
+                disconnect_lease_seconds=job.disconnect_lease_seconds,
+                heard_seconds_ago=heard_seconds_ago,
             )
         )

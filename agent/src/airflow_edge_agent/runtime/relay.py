@@ -14,9 +14,9 @@ from pathlib import Path
 
 import structlog
 
-from airflow_edge_agent.core.events import ForgetJob
+from airflow_edge_agent.core.events import JobHeard
 from airflow_edge_agent.core.jobs import AgentJob, Phase
-from airflow_edge_agent.ports import ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
+from airflow_edge_agent.ports import ExecutionApi, RelayCall, RelayReply, TransportError
 from airflow_edge_agent.runtime.pump import Pump
 
 log = structlog.get_logger()
@@ -25,16 +25,21 @@ EXECUTION_URL = "http://edge-agent/execution/"
 """What a job's client takes for the server; no name is ever looked up for it."""
 
 PATIENCE_SECONDS = 240.0
-"""How long a job is not told that the server is away. Airflow itself gives up a task without heartbeats after
-``[scheduler] task_instance_heartbeat_timeout``, 300 s."""
+"""How long a job is not told that the server is away, where the server names no disconnect lease. Airflow itself gives
+up a task without heartbeats after ``[scheduler] task_instance_heartbeat_timeout``, 300 s."""
 
 RETRY_SECONDS = 0.5
 
+_HEARD_SECONDS = 1.0
+"""That the server answers is noted this often."""
+
 _LONGEST_WAIT_SECONDS = 10.0
+_SAY_SECONDS = 60.0
 
 _SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
 _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
+_STATE = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?|$)")
 _WORKS = (Phase.STARTING, Phase.RUNNING)
 
 
@@ -53,9 +58,9 @@ class Relay:
         self._pump = pump
         self._execution = execution
         self._key = key
-        self._heard: dict[str, float] = {}
-        """When the server last answered a call of each job, in monotonic seconds."""
-        pump.before_forget.append(self._forget)
+        self.ending: set[str] = set()
+        """Jobs whose last word to Airflow waits for the server."""
+        self._said_at = -_SAY_SECONDS
 
     def access(self, job_id: str) -> tuple[str, Path, str]:
         """Return URL, socket and secret for this job."""
@@ -77,7 +82,10 @@ class Relay:
             return
         passed = RelayCall(call.method, call.target[len(_BELOW) :], call.headers, call.body)
         async with AsyncExitStack() as stack:
-            yield await self._answer(job, passed, stack)
+            try:
+                yield await self._answer(job, passed, stack)
+            finally:
+                self.ending.discard(job.job_id)
 
     def _caller(self, call: RelayCall) -> AgentJob | None:
         shown = [value for name, value in call.headers if name == b"authorization"]
@@ -91,24 +99,41 @@ class Relay:
         return job if job is not None and job.phase in _WORKS else None
 
     async def _answer(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
-        until = self._heard.setdefault(job.job_id, time.monotonic()) + PATIENCE_SECONDS
         while True:
             try:
                 # The fence may change while a call waits: the server may have taken back that it had given the job up.
                 reply = await stack.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
             except TransportError as error:
                 wait = min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS)
-                if time.monotonic() >= until or job.phase not in _WORKS:
+                patience = job.disconnect_lease_seconds or PATIENCE_SECONDS
+                if time.monotonic() >= job.heard_at + patience or job.phase not in _WORKS:
                     return RelayReply.plain(503, str(error))
+                self._say(job, error)
+                if _STATE.match(call.target):
+                    self.ending.add(job.job_id)
                 if _HEARTBEAT.match(call.target):
                     return RelayReply.plain(204)
-                if not isinstance(error, NotReached) or not isinstance(call.body, bytes):
-                    # It may have been acted upon. The Task SDK knows which calls can be made again.
+                if not isinstance(call.body, bytes):
+                    # It is gone. The Task SDK makes the call again, which is in vain before the server is there.
+                    await self._reachable(job, patience)
                     return RelayReply.plain(503, str(error))
             else:
-                self._heard[job.job_id] = time.monotonic()
+                if time.monotonic() >= job.heard_at + _HEARD_SECONDS:
+                    self._pump.feed(JobHeard(job.job_id))
                 return reply
             await asyncio.sleep(max(RETRY_SECONDS, wait))
 
-    def _forget(self, forgotten: ForgetJob) -> None:
-        self._heard.pop(forgotten.job_id, None)
+    def _say(self, job: AgentJob, error: TransportError) -> None:
+        if time.monotonic() >= self._said_at + _SAY_SECONDS:
+            self._said_at = time.monotonic()
+            log.warning(
+                "what a job asks of Airflow does not get through, keeps trying", job=job.job_id, reason=str(error)
+            )
+
+    async def _reachable(self, job: AgentJob, patience: float) -> None:
+        def waits() -> bool:
+            away = not self._pump.core.connected and time.monotonic() < job.heard_at + patience
+            return away and job.phase in _WORKS
+
+        while waits():  # noqa: ASYNC110 -- three things may end it
+            await asyncio.sleep(RETRY_SECONDS)

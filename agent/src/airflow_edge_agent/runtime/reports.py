@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_edge_agent.core.agent import AgentCore
@@ -37,6 +40,8 @@ class Reporter:
         self._person = person
         self.isolation: dict[str, Any] | None = None
         """What keeps jobs apart, as the last runner has said; ``None``: none has, yet."""
+        self.ending: Callable[[], int] = lambda: 0
+        """Tells how many jobs have ended and cannot tell Airflow how."""
 
     def line(self) -> str:
         """Describe it in one line, for the service manager."""
@@ -58,7 +63,21 @@ class Reporter:
                 parts.append(f"heartbeat {now - self._link.last_heartbeat_at:.0f} s ago")
         else:
             parts.append(f"not connected: {self._link.fault or 'connecting'}")
+            parts += away_words(self.away())
         return " · ".join(parts)
+
+    def away(self) -> dict[str, Any] | None:
+        """Describe an outage, times in UTC; ``None``: there is none, or there was no connection before."""
+        core = self._core
+        if core.connected or core.lost_at is None:
+            return None
+        ending = self.ending()
+        return {
+            "since": _wall(core.lost_at),
+            "lease_until": None if core.lease_until is None else _wall(core.lease_until),
+            "running": sum(1 for job in core.jobs.values() if job.holds_slots) - ending,
+            "results_waiting": core.undelivered + ending,
+        }
 
     def report(self) -> dict[str, Any]:
         """Describe it in full."""
@@ -75,6 +94,7 @@ class Reporter:
             "enrolled": self._person.server_url is not None,
             "server_url": self._person.server_url,
             "connected": core.connected,
+            "away": self.away(),
             "carrier": link.carrier,
             "last_heartbeat_seconds": None if beat is None else round(now - beat, 1),
             "last_contact_seconds": None if contact is None else round(now - contact, 1),
@@ -151,6 +171,29 @@ class Reporter:
         """Describe the jobs."""
         now = asyncio.get_running_loop().time()
         return [_job(job, now) for job in self._core.jobs.values()]
+
+
+def away_words(away: dict[str, Any] | None) -> list[str]:
+    """Describe an outage in a few words, times as on this machine's clock."""
+    if away is None:
+        return []
+    words = [f"disconnected since {_clock(away['since'])}"]
+    if away["lease_until"] is not None:
+        words.append(f"lease until {_clock(away['lease_until'])}")
+    if away["running"]:
+        words.append(f"{away['running']} task{'s' if away['running'] != 1 else ''} running")
+    if away["results_waiting"]:
+        words.append(f"{away['results_waiting']} result{'s' if away['results_waiting'] != 1 else ''} waiting")
+    return words
+
+
+def _wall(at: float) -> str:
+    """Turn a time of the monotonic clock into one for people and programs."""
+    return (datetime.now(UTC) + timedelta(seconds=at - time.monotonic())).isoformat(timespec="seconds")
+
+
+def _clock(text: str) -> str:
+    return datetime.fromisoformat(text).astimezone().strftime("%H:%M:%S")
 
 
 def _job(job: AgentJob, now: float) -> dict[str, Any]:

@@ -113,7 +113,15 @@ def create_app(
     dispatcher = ThreadPoolExecutor(1, thread_name_prefix="edge-agents-dispatcher")
     readiness = _Readiness(sessions, threads)
     presence = Presence()
-    hub = Hub(sessions, dispatcher, lease_seconds=settings.lease_seconds, mint=mint, presence=presence, pace=pace)
+    hub = Hub(
+        sessions,
+        dispatcher,
+        lease_seconds=settings.lease_seconds,
+        mint=mint,
+        disconnect_lease=settings.disconnect_lease,
+        presence=presence,
+        pace=pace,
+    )
     service = Service(
         settings, sessions, server_version=__version__, airflow_version=compat.airflow_version(), presence=presence
     )

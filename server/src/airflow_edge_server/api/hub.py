@@ -36,6 +36,7 @@ from airflow_edge_server.api.service import Answer
 from airflow_edge_server.api.witness import POLL_GAP_SECONDS, Witness
 from airflow_edge_server.domain.identity import of_one_instance
 from airflow_edge_server.store.dispatch import (
+    DisconnectLease,
     Dispatched,
     Mint,
     MintError,
@@ -130,6 +131,7 @@ class Hub:
 
     :param threads: runs the database work of the dispatcher.
     :param mint: makes the token of a job, given the id of its task instance or callback.
+    :param disconnect_lease: tells how long the agent of a relayed job may be away.
     :param presence: signs of life, written here from time to time.
     """
 
@@ -140,6 +142,7 @@ class Hub:
         *,
         lease_seconds: float,
         mint: Mint,
+        disconnect_lease: DisconnectLease,
         presence: Presence | None = None,
         pace: Pace | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -148,6 +151,7 @@ class Hub:
         self._threads = threads
         self._lease_seconds = lease_seconds
         self._mint = mint
+        self._disconnect_lease = disconnect_lease
         self._presence = Presence() if presence is None else presence
         self._witness = Witness()
         self._watch = TaskWatch(sessions)
@@ -483,7 +487,15 @@ class Hub:
             for name, line in lines.items()
             if self._paused.get(name, 0) <= started and (notices is None or _undisturbed(line, notices))
         ]
-        found = dispatch(self._sessions, waiting, rooms, now=now, lease_seconds=self._lease_seconds, mint=self._mint)
+        found = dispatch(
+            self._sessions,
+            waiting,
+            rooms,
+            now=now,
+            lease_seconds=self._lease_seconds,
+            mint=self._mint,
+            disconnect_lease=self._disconnect_lease,
+        )
         return notices, found, returned
 
     def _tell(self, lines: dict[str, Line], notices: Notices, *, offered: Collection[str]) -> None:

@@ -43,6 +43,14 @@ Mint = Callable[[str], str]
 """Makes the token of a workload, given the id of its task instance or callback."""
 
 
+DisconnectLease = Callable[[str], float]
+"""Tells for how many seconds the agent of a relayed job of a queue may be away."""
+
+
+def _no_lease(_: str) -> float:
+    return 0.0
+
+
 class MintError(RuntimeError):
     """Airflow cannot make the token of a workload. The message says for which job, and why."""
 
@@ -87,6 +95,7 @@ def dispatch(
     now: datetime,
     lease_seconds: float,
     mint: Mint,
+    disconnect_lease: DisconnectLease = _no_lease,
 ) -> Dispatched:
     """Offer queued jobs to waiting agents.
 
@@ -110,7 +119,15 @@ def dispatch(
         return Dispatched(rooms=fresh)
     offers = write(
         sessions,
-        lambda session: _claim(session, assignments, hopeful, now=now, lease_seconds=lease_seconds, mint=mint),
+        lambda session: _claim(
+            session,
+            assignments,
+            hopeful,
+            now=now,
+            lease_seconds=lease_seconds,
+            mint=mint,
+            disconnect_lease=disconnect_lease,
+        ),
     )
     return Dispatched(offers, fresh)
 
@@ -211,6 +228,7 @@ def _claim(
     now: datetime,
     lease_seconds: float,
     mint: Mint,
+    disconnect_lease: DisconnectLease,
 ) -> dict[str, list[Offer]]:
     """Turn a plan into offers; what has changed since it was made is left out."""
     session_of = {w.name: w.session_id for w in waiting}
@@ -234,7 +252,9 @@ def _claim(
         if offered_bytes[name] + size > _MAX_OFFER_BYTES:
             continue
         try:
-            offer = _offer(job, lease_seconds=lease_seconds, mint=None if rooms[name].relays else mint)
+            relayed = rooms[name].relays
+            lease = (disconnect_lease(job.queue) or None) if relayed else None
+            offer = _offer(job, lease_seconds=lease_seconds, mint=None if relayed else mint, disconnect_lease=lease)
         except ValidationError as error:
             _end_undeliverable(session, job, f"no offer can be made of it: {error.errors()[0]['msg']}", now)
             continue
@@ -246,6 +266,7 @@ def _claim(
             agent_name=name,
             offered_at=now,
             lease_until=now + timedelta(seconds=lease_seconds),
+            disconnect_lease_seconds=lease,
         ):
             continue
         offers.setdefault(name, []).append(offer)
@@ -256,7 +277,9 @@ def _claim(
     return offers
 
 
-def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint | None) -> Offer:
+def _offer(
+    job: EdgeAgentJob, *, lease_seconds: float, mint: Mint | None, disconnect_lease: float | None = None
+) -> Offer:
     try:
         token = "" if mint is None else mint(job.ti_id)
     except Exception as error:
@@ -268,6 +291,7 @@ def _offer(job: EdgeAgentJob, *, lease_seconds: float, mint: Mint | None) -> Off
         slots=job.slots,
         queue=job.queue[:200],
         lease_seconds=lease_seconds,
+        disconnect_lease_seconds=disconnect_lease or 0.0,
         label=label_of(job),
         token=token,
         workload=job.workload,

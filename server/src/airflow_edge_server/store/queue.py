@@ -15,7 +15,7 @@ from sqlalchemy import select, tuple_, update
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES
 from airflow_edge_server.domain.jobs import MAX_OFFERS
-from airflow_edge_server.store.dispatch import return_accepted
+from airflow_edge_server.store.dispatch import changed, return_accepted
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.wakeup import Topic, announce
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Most ids in one ``IN``, and most rows of one sweep."""
+
+KEPT_ALIVE_FOR = timedelta(seconds=1)
+"""A task of which Airflow has heard so lately is not kept alive anew."""
 
 TASK_HEARTBEAT_FRESH = timedelta(seconds=90)
 """A task whose own heartbeat is younger than this is alive, whatever is the matter with its agent."""
@@ -344,19 +347,57 @@ class LostJob:
     requeued: bool
 
 
-def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
+def keep_alive(session: Session, *, silent_seconds: float, timeout_seconds: float) -> int:
+    """Let Airflow know that tasks run on while their agent is away, as long as its lease holds; return how many do.
+
+    Nobody else sends heartbeats for them then. What an agent that is there relays is left to itself.
+
+    :param silent_seconds: how long an agent must not have been heard of.
+    :param timeout_seconds: after how long it counts as away, and the lease begins.
+    """
+    now = datetime.now(UTC)
+    job, agent, ti = EdgeAgentJob, EdgeAgent, TaskInstance
+    rows = session.execute(
+        select(job.ti_id, job.disconnect_lease_seconds, agent.last_contact_at)
+        .join(agent, agent.name == job.agent_name)
+        .where(
+            job.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
+            job.kind == "task",
+            job.cancel_reason.is_(None),
+            job.disconnect_lease_seconds > 0,
+            agent.last_contact_at < now - timedelta(seconds=silent_seconds),
+        )
+    ).all()
+    held = [
+        UUID(row.ti_id)
+        for row in rows
+        if now - row.last_contact_at < timedelta(seconds=timeout_seconds + row.disconnect_lease_seconds)
+    ]
+    count = 0
+    for part in _parts(sorted(held)):
+        statement = update(ti).where(
+            ti.id.in_(part), ti.state == "running", ti.last_heartbeat_at < now - KEPT_ALIVE_FOR
+        )
+        count += changed(
+            session.execute(statement.values(last_heartbeat_at=now).execution_options(synchronize_session=False))
+        )
+    return count
+
+
+def end_lost(session: Session, *, grace_seconds: float, timeout_seconds: float) -> list[LostJob]:
     """Deal with the jobs of agents that have not been heard of for so long.
 
-    A task that sends heartbeats to Airflow is alive and left alone. One that was accepted but never started goes back
-    to its queue, if it has not been offered too often; should its agent start it after all, Airflow refuses one of the
-    two starts. All others are ended as lost.
+    A relayed job is lost when its agent's lease has ended, which begins after ``timeout_seconds``; others after
+    ``grace_seconds``. Of those, a task that sends heartbeats to Airflow is alive and left alone. One that was accepted
+    but never started goes back to its queue, if it has not been offered too often; should its agent start it after all,
+    Airflow refuses one of the two starts. All others are ended as lost.
     """
     now = datetime.now(UTC)
     silent = dict(
         session.execute(
             select(EdgeAgent.name, EdgeAgent.last_contact_at).where(
                 EdgeAgent.state.not_in([state.value for state in CONNECTED_STATES]),
-                EdgeAgent.last_contact_at < now - timedelta(seconds=grace_seconds),
+                EdgeAgent.last_contact_at < now - timedelta(seconds=min(grace_seconds, timeout_seconds)),
             )
         )
         .tuples()
@@ -373,6 +414,7 @@ def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
                 EdgeAgentJob.ti_id,
                 EdgeAgentJob.agent_name,
                 EdgeAgentJob.cancel_reason,
+                EdgeAgentJob.disconnect_lease_seconds,
             ).where(
                 EdgeAgentJob.agent_name.in_(part),
                 EdgeAgentJob.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
@@ -381,7 +423,12 @@ def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
         tasks = task_states(session, [row.ti_id for row in rows if row.kind == "task"])
         for row in rows:
             task = tasks.get(row.ti_id)
-            beat = task.last_heartbeat_at if task and task.state == "running" else None
+            lease = row.disconnect_lease_seconds
+            heard = silent[row.agent_name]
+            assert heard is not None  # or it would not have been found
+            if now - heard < timedelta(seconds=grace_seconds if lease is None else timeout_seconds + lease):
+                continue
+            beat = task.last_heartbeat_at if task and task.state == "running" and lease is None else None
             if beat is not None and now - beat < TASK_HEARTBEAT_FRESH:
                 continue
             never_started = (
@@ -392,7 +439,6 @@ def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
                 and task is not None
                 and task.state == "queued"
             )
-            heard = silent[row.agent_name]
             values: dict[str, Any] = {"lease_until": None}
             if never_started:
                 values |= {"state": JobState.QUEUED.value, "agent_name": None, "accepted_at": None}
@@ -401,7 +447,8 @@ def end_lost(session: Session, *, grace_seconds: float) -> list[LostJob]:
                     "state": JobState.FINISHED.value,
                     "outcome": Outcome.LOST.value,
                     "finished_at": now,
-                    "detail": f"the agent has not been heard of since {heard:%Y-%m-%d %H:%M:%S} UTC",
+                    "detail": f"the agent has not been heard of since {heard:%Y-%m-%d %H:%M:%S} UTC"
+                    + (f", longer than its disconnect lease of {lease:g} s" if lease else ""),
                 }
             here = (EdgeAgentJob.id == row.id, EdgeAgentJob.state == row.state, EdgeAgentJob.fence == row.fence)
             if _update(session, *here, **values):

@@ -8,6 +8,8 @@ What a Task SDK does not know yet is left out: the note says so, and the test kn
 
 from __future__ import annotations
 
+import os
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,35 @@ def relayed() -> None:  # noqa: C901, PLR0915 -- a task for each thing to ask
 
 relay_target()
 relayed()
+
+
+@dag(schedule=None, catchup=False)
+def outage() -> None:
+    @task(retries=0)
+    def member(number: int) -> int:
+        folder = Path((get_current_context()["dag_run"].conf or {})["dir"])
+        with (folder / f"began-{number}").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        while not (folder / f"go-{number}").exists():
+            time.sleep(0.05)
+        (folder / f"ended-{number}").touch()
+        return number
+
+    member.expand(number=list(range(8)))
+
+
+@dag(schedule=None, catchup=False)
+def long_outage() -> None:
+    @task(retries=0, queue="short")
+    def waits() -> None:
+        folder = Path((get_current_context()["dag_run"].conf or {})["dir"])
+        (folder / "pid").write_text(str(os.getpid()))
+        while not (folder / "go").exists():
+            time.sleep(0.05)
+        (folder / "ended").touch()
+
+    waits()
+
+
+outage()
+long_outage()
