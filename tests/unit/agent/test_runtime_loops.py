@@ -432,14 +432,19 @@ async def test_a_revision_that_does_not_fit_ends_with_the_servers_words(agent: A
     assert words in [line["event"] for line in logs]
 
 
+def _state_told(agent: Agent) -> AgentState | None:
+    status = agent.server.presences[-1][0]
+    return status.state if isinstance(status, Status) else None
+
+
 async def test_signs_of_life_say_how_the_agent_is(agent: Agent) -> None:
     async with agent.running():
-        await eventually(lambda: agent.server.presences)
+        # Before the welcome has been taken in, it would be undone by it.
+        await eventually(lambda: agent.core.connected and agent.server.presences)
         agent.server.push(Maintenance(on=True))
-        await eventually(lambda: len(agent.server.presences) >= 2)
-    status, heartbeat = agent.server.presences[1]
+        await eventually(lambda: _state_told(agent) is AgentState.MAINTENANCE_MODE)
+    status, heartbeat = agent.server.presences[-1]
     assert isinstance(status, Status)
-    assert status.state is AgentState.MAINTENANCE_MODE
     assert isinstance(heartbeat, Heartbeat)
     assert heartbeat.metrics == FixedProbe().measure()
 
