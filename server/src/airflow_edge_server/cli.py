@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import logging
 
-from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, Arg, GroupCommand, lazy_load_command
+from airflow.cli.cli_config import (
+    ARG_OUTPUT,
+    ARG_VERBOSE,
+    ActionCommand,
+    Arg,
+    GroupCommand,
+    lazy_load_command,
+    positive_int,
+)
 
 # Airflow 3.2 shows what Alembic says when it is imported on standard output, before a command can prevent it, and
 # there the commands' JSON is to go.
 logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 _COMMANDS = "airflow_edge_server.commands"
+_FLEET = "airflow_edge_server.admin.commands"
 
 _NAME = Arg(
     ("--name",),
@@ -40,6 +49,22 @@ _AGENT = Arg(("name",), help="Name of the agent.")
 _TOKEN_ID = Arg(
     ("id",), help="Id of the join token, as `join-tokens list` shows it: the part between 'eaj_' and the next '_'."
 )
+_AGENTS = Arg(("names",), nargs="*", metavar="NAME", help="Names of agents, or patterns with * and ?.")
+_WITH_QUEUE = Arg(("--queue",), help="Only agents that serve this queue.")
+_WITH_STATE = Arg(
+    ("--state",), action="append", help="Only agents in this state, e.g. idle; may be given several times."
+)
+_DRY_RUN = Arg(("--dry-run",), action="store_true", help="Only say what would be done.")
+_URL = Arg(
+    ("--url",),
+    help="Base URL of the api-server, to go through its HTTP admin API instead of the metadata database. Also: "
+    "AIRFLOW_EDGE_AGENTS_URL. The token comes from AIRFLOW_EDGE_AGENTS_TOKEN or --token-file.",
+)
+_TOKEN_FILE = Arg(("--token-file",), help="File with a token of the api-server, as POST /auth/token gives it.")
+_WHERE = (_URL, _TOKEN_FILE, ARG_OUTPUT, ARG_VERBOSE)
+_WHOM = (_AGENTS, _WITH_QUEUE, _WITH_STATE)
+_ORDER = (*_WHOM, _DRY_RUN, *_WHERE)
+_LIMIT = Arg(("--limit",), type=positive_int(allow_zero=False), default=100, help="Most entries to show. Default: 100.")
 _SWITCH = Arg(("switch",), help="Whether the agent is to be in maintenance.", choices=("on", "off"), metavar="on|off")
 _COMMENT = Arg(("--comment",), help="Why, for everyone who looks at the agent.")
 
@@ -87,18 +112,88 @@ def get_edge_agents_commands() -> list[GroupCommand]:
                     func=lazy_load_command(f"{_COMMANDS}.revoke"),
                     args=(_AGENT, _JOBS, ARG_VERBOSE),
                 ),
-                ActionCommand(
-                    name="list",
-                    help="List the agents and how they are",
-                    func=lazy_load_command(f"{_COMMANDS}.agents_list"),
-                    args=(ARG_OUTPUT, ARG_VERBOSE),
-                ),
-                ActionCommand(
-                    name="maintenance",
-                    help="Put an agent into maintenance, or take it out: in maintenance it gets no new jobs",
-                    func=lazy_load_command(f"{_COMMANDS}.maintenance"),
-                    args=(_SWITCH, _AGENT, _COMMENT, ARG_VERBOSE),
-                ),
+                *_looking(),
+                *_changing(),
             ),
         )
     ]
+
+
+def _looking() -> tuple[ActionCommand, ...]:
+    return (
+        _command("overview", "Show the fleet at a glance", "overview", *_WHERE),
+        _command("list", "List the agents and how they are", "agents_list", *_WHOM, *_WHERE),
+        _command("show", "Show one agent in full", "show", _AGENT, *_WHERE),
+        _command("events", "List what happened to an agent, newest first", "events", _AGENT, _LIMIT, *_WHERE),
+        _command(
+            "metrics",
+            "Show how an agent's host was, minute by minute",
+            "metrics",
+            _AGENT,
+            Arg(("--minutes",), type=positive_int(allow_zero=False), default=60, help="How far back. Default: 60."),
+            *_WHERE,
+        ),
+        _command("queues", "List the queues: what waits, and who serves them", "queues", *_WHERE),
+        _command(
+            "jobs",
+            "List jobs, newest first, and why those that wait do so",
+            "jobs",
+            Arg(
+                ("--state",), dest="job_state", action="append", help="queued, offered, accepted, running or finished."
+            ),
+            Arg(("--queue",), help="Only jobs of this queue."),
+            Arg(("--agent",), help="Only jobs of this agent."),
+            Arg(("--dag-id",), help="Only jobs of this Dag."),
+            _LIMIT,
+            *_WHERE,
+        ),
+    )
+
+
+def _changing() -> tuple[ActionCommand, ...]:
+    return (
+        _command(
+            "maintenance",
+            "Put agents into maintenance, or take them out: in maintenance they get no new jobs",
+            "maintenance",
+            _SWITCH,
+            _AGENTS,
+            _COMMENT,
+            Arg(("--for",), dest="for_time", help="How long, e.g. 90m or 2h; without it, until somebody ends it."),
+            _WITH_QUEUE,
+            _WITH_STATE,
+            _DRY_RUN,
+            *_WHERE,
+        ),
+        _command("drain", "Offer agents no more jobs, until they are resumed", "drain", *_ORDER),
+        _command("resume", "Offer agents jobs again", "resume", *_ORDER),
+        _command(
+            "concurrency",
+            "Let agents run so many jobs at a time",
+            "concurrency",
+            Arg(("slots",), help="A number; or 'default': as each is configured itself."),
+            *_ORDER,
+        ),
+        _command(
+            "serve",
+            "Let agents serve more queues than they are configured with, or fewer",
+            "serve",
+            Arg(("--add",), action="append", metavar="QUEUE", help="A queue to serve as well."),
+            Arg(("--remove",), action="append", metavar="QUEUE", help="A queue not to serve."),
+            Arg(("--reset",), action="store_true", help="First forget what was added and removed before."),
+            *_ORDER,
+        ),
+        _command("remove", "Forget agents that are offline, with their credentials", "remove", *_ORDER),
+        _command(
+            "cancel",
+            "End a job; Airflow takes this try of its task for failed",
+            "cancel",
+            Arg(("id",), help="Id of the job, as `jobs` shows it."),
+            Arg(("--reason",), help="Why, for the log of the task."),
+            *_WHERE,
+        ),
+    )
+
+
+def _command(name: str, help_text: str, function: str, *args: Arg) -> ActionCommand:
+    return ActionCommand(name=name, help=help_text, func=lazy_load_command(f"{_FLEET}.{function}"), args=args)

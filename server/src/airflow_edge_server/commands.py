@@ -6,67 +6,43 @@ A fault ends with one line on standard error and a status that is not 0.
 from __future__ import annotations
 
 import functools
-import getpass
-import re
 import shlex
-import socket
-import sys
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
-from airflow.utils import cli as cli_utils
-from airflow.utils.cli import suppress_logs_and_warning
-from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 from airflow.utils.session import create_session
-from sqlalchemy.exc import SQLAlchemyError
 
-from airflow_edge_agent.protocol.enrolment import permitted
-from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
-from airflow_edge_server import compat, plainly
+from airflow_edge_server import plainly
+from airflow_edge_server.console import command
+from airflow_edge_server.console import current_user as _user
+from airflow_edge_server.console import fail as _fail
+from airflow_edge_server.console import note as _note
+from airflow_edge_server.console import origin as _origin
+from airflow_edge_server.console import seconds_of as _seconds
+from airflow_edge_server.console import show_time as _time
 from airflow_edge_server.domain.enrolment import names_one
-from airflow_edge_server.domain.versions import version_warning
-from airflow_edge_server.store import agents, enrolment
+from airflow_edge_server.store import enrolment
 from airflow_edge_server.store.db import schema_problem
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
-    from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJoinToken
+    from airflow_edge_server.store.models import EdgeAgentJoinToken
 
     Command = Callable[[Namespace], None]
 
-_SPAN = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smhd])")
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-
 
 def _command(work: Command) -> Command:
-    """Check the tables first, and turn faults of the database into one line."""
+    """Make a command of a function; the tables are checked first."""
 
     @functools.wraps(work)
     def run(args: Namespace) -> None:
-        try:
-            if (problem := schema_problem()) is not None:
-                _fail(problem)
-            work(args)
-        except SQLAlchemyError as error:
-            # The driver's own text may hold the connection string.
-            _fail(f"the metadata database refused this ({type(error).__name__}): check [database] sql_alchemy_conn")
+        if (problem := schema_problem()) is not None:
+            _fail(problem)
+        work(args)
 
-    command: Command = cli_utils.action_cli(check_db=False)(
-        suppress_logs_and_warning(providers_configuration_loaded(run))
-    )
-    return command
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201  a command's output
-    raise SystemExit(1)
-
-
-def _note(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201  a command's output
+    return command(run)
 
 
 @_command
@@ -143,29 +119,6 @@ def revoke(args: Namespace) -> None:
     _note(f"Agent {args.name} is revoked." if count else f"Agent {args.name} had no valid credential.")
 
 
-@_command
-def agents_list(args: Namespace) -> None:
-    """List agents."""
-    with create_session(scoped=False) as session:
-        found = agents.list_agents(session)
-        plainly.print_rows(found, output=args.output, mapper=_agent_row)
-
-
-@_command
-def maintenance(args: Namespace) -> None:
-    """Ask for maintenance, or for its end."""
-    on = args.switch == "on"
-    with create_session(scoped=False) as session:
-        agent = agents.set_maintenance(session, args.name, on=on, comment=args.comment, by=_user())
-        state = None if agent is None else AgentState(agent.state)
-    if state is None:
-        _fail(f"there is no agent called {args.name!r}: see `airflow edge-agents list`")
-    if state in CONNECTED_STATES:
-        _note(f"Agent {args.name} is '{state}' and is told to {'enter' if on else 'leave'} maintenance.")
-    else:
-        _note(f"Agent {args.name} is not connected; its state is now '{state}'.")
-
-
 def _join_token_row(token: EdgeAgentJoinToken) -> dict[str, Any]:
     return {
         "id": token.id,
@@ -179,72 +132,3 @@ def _join_token_row(token: EdgeAgentJoinToken) -> dict[str, Any]:
         "used": _time(token.used_at),
         "revoked": _time(token.revoked_at),
     }
-
-
-def _agent_row(agent: EdgeAgent) -> dict[str, Any]:
-    metrics = agent.metrics or {}
-    versions = agent.versions or {}
-    return {
-        "name": agent.name,
-        "state": agent.state,
-        "host": agent.hostname or "",
-        "queues": ",".join(permitted(agent.queues or [], agent.granted_queues)),
-        "refused_queues": ",".join(
-            sorted(set(agent.queues or ()) - set(permitted(agent.queues or (), agent.granted_queues)))
-        ),
-        "team": agent.team_name or "",
-        "revoked": _time(agent.revoked_at),
-        "slots": f"{agent.slots_used}/{agent.slots_total}",
-        "last_contact": _time(agent.last_contact_at),
-        "seconds_ago": "" if agent.last_contact_at is None else str(_age(agent.last_contact_at)),
-        "versions": " ".join(f"{name} {value}" for name, value in versions.items() if value),
-        "cpu_percent": _number(metrics.get("cpu_percent")),
-        "memory_percent": _share(metrics, "memory_used_bytes", "memory_total_bytes"),
-        "disk_percent": _share(metrics, "state_disk_used_bytes", "state_disk_total_bytes"),
-        "problem": agent.problem or "",
-        "warning": version_warning(versions, compat.airflow_version()) or "",
-        "maintenance": _maintenance(agent),
-    }
-
-
-def _maintenance(agent: EdgeAgent) -> str:
-    if agent.maintenance_since is None or not (agent.maintenance_wanted or "maintenance" in agent.state):
-        return ""
-    text = f"since {_time(agent.maintenance_since)} by {agent.maintenance_by or 'unknown'}"
-    return f"{text}: {agent.maintenance_comment}" if agent.maintenance_comment else text
-
-
-def _time(moment: datetime | None) -> str:
-    return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _age(moment: datetime) -> int:
-    return max(0, round((datetime.now(UTC) - moment).total_seconds()))
-
-
-def _number(value: Any) -> str:
-    return f"{value:.0f}" if isinstance(value, int | float) else ""
-
-
-def _share(metrics: dict[str, Any], used: str, total: str) -> str:
-    part, whole = metrics.get(used), metrics.get(total)
-    return _number(100 * part / whole) if isinstance(part, int) and isinstance(whole, int) and whole else ""
-
-
-def _seconds(span: str) -> float:
-    found = _SPAN.fullmatch(span.strip())
-    if found is None:
-        _fail(f"{span!r} is no span of time: write 90s, 30m, 2h or 1d")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def _origin() -> str:
-    return f"command line on {socket.gethostname()}"
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()[:200]
-    except (OSError, KeyError):
-        # A user id without an entry in the user database, as in some containers.
-        return None

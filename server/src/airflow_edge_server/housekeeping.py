@@ -9,9 +9,10 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_edge_server import config, plainly
+from airflow_edge_server import compat, config, plainly
 from airflow_edge_server.store import agents, controls, enrolment, purge, queue
-from airflow_edge_server.store.transaction import airflow_sessions, write
+from airflow_edge_server.store.transaction import airflow_sessions, read, write
+from airflow_edge_server.telemetry import FleetMetrics
 
 log = plainly.logger(__name__)
 
@@ -40,6 +41,7 @@ class Housekeeping:
     def __init__(self, source: Any) -> None:
         self._source = source
         self._stale_after = ""
+        self._metrics = FleetMetrics(compat.stats())
         self.next_purge = 0.0
         """When to look for old rows again, in monotonic seconds."""
 
@@ -56,6 +58,8 @@ class Housekeeping:
         self._end_jobs_of_revoked_agents()
         self._revoke_stale_jobs()
         self._end_due_maintenance()
+        if self._metrics.is_due():
+            read(airflow_sessions, self._metrics.emit)
         now = time.monotonic()
         if now >= self.next_purge:
             more = self._purge(settings).more | self._purge_history(settings).more

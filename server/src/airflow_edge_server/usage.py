@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_edge_server import plainly
+from airflow_edge_server.telemetry import METRICS
 
 if TYPE_CHECKING:
     from airflow_edge_server.store.queue import EndedJob
@@ -14,9 +15,14 @@ log = plainly.logger(__name__)
 
 PREFIX = "edge_agent.job."
 
-_TIMINGS = ("wall_seconds", "cpu_seconds")
-_GAUGES = ("peak_memory_bytes",)
-_COUNTERS = ("io_read_bytes", "io_write_bytes")
+
+def _figures(kind: str) -> list[str]:
+    """Return what of a job is told as metrics of this kind."""
+    jobs = {name.removeprefix("job."): metric for name, metric in METRICS.items() if name.startswith("job.")}
+    return [name for name, metric in jobs.items() if metric.kind == kind]
+
+
+_TIMINGS, _GAUGES, _COUNTERS = _figures("timing"), _figures("gauge"), _figures("counter")
 
 
 def emit_usage(stats: Any, job: EndedJob) -> None:

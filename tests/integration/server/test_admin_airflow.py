@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,3 +125,80 @@ def test_the_document_is_served_to_those_who_may_look(site: AirflowSite) -> None
         document = client.get("openapi.json").raise_for_status().json()
     assert "/agents/{name}" in document["paths"]
     assert document["info"]["version"] == "1"
+
+
+def cli(site: AirflowSite, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``airflow edge-agents``, whatever its exit code."""
+    return subprocess.run(
+        [Path(sys.prefix) / "bin" / "airflow", "edge-agents", *arguments],
+        env=site.keeper.environment(site.env() | env),
+        cwd=site.root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def elsewhere(site: AirflowSite, role: str, tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a host that knows nothing but the server's address and a token."""
+    with signed_in(site, role) as client:
+        token = client.headers["Authorization"].removeprefix("Bearer ")
+    return {
+        "AIRFLOW_EDGE_AGENTS_URL": site.url,
+        "AIRFLOW_EDGE_AGENTS_TOKEN": token,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/none.db",
+        "AIRFLOW_HOME": str(tmp_path),
+    }
+
+
+def test_the_command_line_does_the_same_beside_airflow_and_from_elsewhere(site: AirflowSite, tmp_path: Path) -> None:
+    site.create_agent_token("lathe-01")
+    remote = elsewhere(site, "op", tmp_path)
+    here, there = (cli(site, "list", "press-*", "--output", "json", **env) for env in ({}, remote))
+    assert (here.returncode, there.returncode) == (0, 0), here.stderr + there.stderr
+    assert json.loads(here.stdout) == json.loads(there.stdout)
+    assert [agent["name"] for agent in json.loads(here.stdout)] == ["press-07"]
+
+    order = ("maintenance", "on", "press-*", "--comment", "new disk", "--for", "2h")
+    dry = cli(site, *order, "--dry-run", **remote)
+    assert dry.returncode == 0, dry.stderr
+    assert "press-07 would be done: is in maintenance" in dry.stderr
+    assert site.query("SELECT state FROM edge_agent WHERE name = 'press-07'") == [("offline",)]
+    done = cli(site, *order, **remote)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(cli(site, "list", "--state", "offline maintenance", "--output", "json").stdout)
+    assert row["name"] == "press-07"
+    assert row["maintenance"].endswith("by the-op: new disk")
+    local = cli(site, "concurrency", "3", "lathe-01")
+    assert local.returncode == 0, local.stderr
+    shown = json.loads(cli(site, "show", "lathe-01", "--output", "json", **remote).stdout)
+    assert shown[0]["overrides"]["slots"] == 3
+
+    entries = site.query("SELECT event, owner, extra FROM log WHERE event LIKE 'edge_agents.%' ORDER BY id")
+    told = [(event, owner, json.loads(extra)) for event, owner, extra in entries]
+    assert [(event, owner, extra["agent"]) for event, owner, extra in told] == [
+        ("edge_agents.maintenance_on", "the-op", "press-07"),
+        ("edge_agents.set_concurrency", getpass.getuser(), "lathe-01"),
+    ]
+    assert told[0][2]["from"] == "127.0.0.1"
+    assert told[1][2]["from"].startswith("cli on ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "role", "says"),
+    [
+        (("drain", "nobody"), None, "there is no agent called 'nobody'"),
+        (("concurrency", "none", "press-07"), None, "slots: "),
+        (("drain", "press-07"), "viewer", "may not change edge agents"),
+        (("list", "--url", "http://airflow.example.com"), "viewer", "would send the token in the clear"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_an_exit_code(
+    site: AirflowSite, tmp_path: Path, arguments: tuple[str, ...], role: str | None, says: str
+) -> None:
+    done = cli(site, *arguments, **({} if role is None else elsewhere(site, role, tmp_path)))
+    assert done.returncode == 1, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -35,6 +35,11 @@ def test_the_settings_are_those_of_the_code() -> None:
     assert [row for row in rows if row.endswith("|  |")] == [], "a setting without a word about it"
 
 
+def test_the_metrics_are_those_of_the_code() -> None:
+    metrics = script("metrics")
+    assert metrics.PAGE.read_text() == metrics.page(), "run: python docs/metrics.py"
+
+
 def test_the_admin_api_is_described_as_it_is() -> None:
     admin_api = script("admin_api")
     assert admin_api.PAGE.read_text() == admin_api.page(), "run: python docs/admin_api.py"

@@ -12,7 +12,7 @@ from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState
 from airflow_edge_server import __version__, compat
 from airflow_edge_server.admin import models
-from airflow_edge_server.domain.fleet import Serving, queue_warning, why_waiting
+from airflow_edge_server.domain.fleet import Serving, percent, queue_warning, why_waiting
 from airflow_edge_server.domain.versions import version_warning
 from airflow_edge_server.store import fleet
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentMetric
@@ -125,16 +125,12 @@ def _metrics(metrics: Mapping[str, Any]) -> models.HostMetrics:
     used, total = metrics.get("state_disk_used_bytes"), metrics.get("state_disk_total_bytes")
     return models.HostMetrics(
         **figures,
-        memory_percent=_percent(figures["memory_used_bytes"], figures["memory_total_bytes"]),
+        memory_percent=percent(figures["memory_used_bytes"], figures["memory_total_bytes"]),
         disk_used_bytes=used,
         disk_total_bytes=total,
-        disk_percent=_percent(used, total),
+        disk_percent=percent(used, total),
         custom=metrics.get("custom") or {},
     )
-
-
-def _percent(used: int | None, total: int | None) -> float | None:
-    return None if used is None or not total else round(100 * used / total, 1)
 
 
 def _maintenance(agent: EdgeAgent, state: AgentState) -> models.MaintenanceView | None:
@@ -172,10 +168,10 @@ def _point(row: EdgeAgentMetric) -> models.MetricsPoint:
         load_1_per_core=row.load_1_per_core,
         memory_used_bytes=row.memory_used_bytes,
         memory_total_bytes=row.memory_total_bytes,
-        memory_percent=_percent(row.memory_used_bytes, row.memory_total_bytes),
+        memory_percent=percent(row.memory_used_bytes, row.memory_total_bytes),
         disk_used_bytes=row.disk_used_bytes,
         disk_total_bytes=row.disk_total_bytes,
-        disk_percent=_percent(row.disk_used_bytes, row.disk_total_bytes),
+        disk_percent=percent(row.disk_used_bytes, row.disk_total_bytes),
         slots_used=row.slots_used,
     )
 

@@ -120,3 +120,8 @@ def _listed(serving: Serving) -> str:
         ((what, count),) = serving.hindered.items()
         return what if count == serving.agents else f"{count} {what}"
     return ", ".join(f"{count} {what}" for what, count in sorted(serving.hindered.items()))
+
+
+def percent(used: int | None, total: int | None) -> float | None:
+    """Return a share in percent, to one digit; ``None``: not known."""
+    return None if used is None or not total else round(100 * used / total, 1)

@@ -1,0 +1,37 @@
+"""Writes metrics.md from what the server can emit. ``python docs/metrics.py`` rewrites the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow_edge_server.telemetry import EMIT_SECONDS, METRICS, PREFIX
+
+PAGE = Path(__file__).parent / "metrics.md"
+
+INTRODUCTION = f"""\
+# Metrics
+
+This page is written from the code (`python docs/metrics.py`); a test compares the two, and nothing else is emitted.
+
+They go where Airflow's own metrics go: StatsD (`[metrics] statsd_on`) or OpenTelemetry (`otel_on`). They tell agents,
+queues and states apart by tags. Plain StatsD has none: set `statsd_influxdb_enabled` or `statsd_datadog_enabled`, or
+use OpenTelemetry. `[metrics] metrics_allow_list` and `metrics_block_list` count for these, too.
+
+Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a job used is told once, by the scheduler that sees its end.
+
+| metric | kind | tags | meaning |
+| --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """Return what is to be in the file."""
+    rows = [
+        f"| `{PREFIX}{metric.name}` | {metric.kind} | {', '.join(metric.tags)} | {metric.meaning} |\n"
+        for metric in METRICS.values()
+    ]
+    return INTRODUCTION + "".join(rows)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,69 @@
+"""What of the fleet is told to Airflow's metrics, on each database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.store.models import EdgeAgent
+from airflow_edge_server.store.transaction import read
+from airflow_edge_server.telemetry import METRICS, PREFIX, FleetMetrics
+from integration.server_api.kit import Database
+
+pytestmark = pytest.mark.integration
+
+
+class Backend:
+    """Keeps the last value of each gauge."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, float] = {}
+        self.calls = 0
+
+    def gauge(self, name: str, value: float, tags: dict[str, str]) -> None:
+        self.calls += 1
+        self.told[name.removeprefix(PREFIX) + "".join(f" {value}" for value in tags.values())] = value
+
+
+def test_the_fleet_is_told_by_state_queue_and_agent(database: Database) -> None:
+    metrics = {"cpu_percent": 12.5, "memory_used_bytes": 1, "memory_total_bytes": 4}
+    with database.sessions() as session:
+        session.add_all(
+            [
+                EdgeAgent(
+                    name="press", state="running", queues=["plant"], slots_total=4, slots_used=1, metrics=metrics
+                ),
+                EdgeAgent(name="lathe", state="offline", queues=["plant"], slots_total=2, slots_used=2, metrics={}),
+            ]
+        )
+    job_id = database.add_job(queue="moon", queued_at=datetime.now(UTC) - timedelta(seconds=60))
+    backend = Backend()
+    fleet = FleetMetrics(backend)
+    read(database.open, fleet.emit)
+    told = backend.told
+    assert {name: told[name] for name in ("agents running", "agents offline", "agents idle")} == {
+        "agents running": 1,
+        "agents offline": 1,
+        "agents idle": 0,
+    }
+    assert (told["slots_total"], told["slots_used"]) == (4, 1)
+    assert (told["queue.queued moon"], told["queue.agents_ready moon"], told["queue.agents_ready plant"]) == (1, 0, 1)
+    assert told["queue.oldest_seconds moon"] >= 60
+    assert (told["agent.connected press"], told["agent.connected lathe"]) == (1, 0)
+    assert (told["agent.cpu_percent press"], told["agent.memory_percent press"]) == (12.5, 25)
+    assert "agent.disk_percent press" not in told
+    assert "agent.cpu_percent lathe" not in told
+    assert len([name for name in told if name.startswith("agents ")]) == len(AgentState)
+    # What is gone does not keep its last value.
+    database.set_job(job_id, state="finished")
+    with database.sessions() as session:
+        session.delete(session.get(EdgeAgent, "press"))
+    read(database.open, fleet.emit)
+    assert (told["queue.queued moon"], told["queue.oldest_seconds moon"], told["agent.connected press"]) == (0, 0, 0)
+    assert {name.split(" ")[0] for name in told} <= set(METRICS)
+
+
+def test_a_backend_that_fails_stops_nothing(database: Database) -> None:
+    read(database.open, FleetMetrics(None).emit)
