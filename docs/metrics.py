@@ -17,7 +17,8 @@ They go where Airflow's own metrics go: StatsD (`[metrics] statsd_on`) or OpenTe
 queues and states apart by tags. Plain StatsD has none: set `statsd_influxdb_enabled` or `statsd_datadog_enabled`, or
 use OpenTelemetry. `[metrics] metrics_allow_list` and `metrics_block_list` count for these, too.
 
-Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a job used is told once, by the scheduler that sees its end.
+Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a job
+used is told once, by the scheduler that sees its end.
 
 | metric | kind | tags | meaning |
 | --- | --- | --- | --- |

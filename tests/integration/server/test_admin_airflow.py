@@ -174,7 +174,7 @@ def test_the_command_line_does_the_same_beside_airflow_and_from_elsewhere(site: 
     local = cli(site, "concurrency", "3", "lathe-01")
     assert local.returncode == 0, local.stderr
     shown = json.loads(cli(site, "show", "lathe-01", "--output", "json", **remote).stdout)
-    assert shown[0]["overrides"]["slots"] == 3
+    assert shown[0]["overrides"]["slots"] == "3"  # as Airflow's own commands write it
 
     entries = site.query("SELECT event, owner, extra FROM log WHERE event LIKE 'edge_agents.%' ORDER BY id")
     told = [(event, owner, json.loads(extra)) for event, owner, extra in entries]
