@@ -51,7 +51,7 @@ def fail(message: str) -> NoReturn:
 
 def note(message: str) -> None:
     """Tell people something that programs which read the output need not know."""
-    print(visible(message), file=sys.stderr)  # noqa: T201  a command's output
+    print(visible(message, keep="\n"), file=sys.stderr)  # noqa: T201  a command's output
 
 
 def show_time(moment: datetime | None) -> str:
