@@ -17,8 +17,14 @@ They go where Airflow's own metrics go: StatsD (`[metrics] statsd_on`) or OpenTe
 queues and states apart by tags. Plain StatsD has none: set `statsd_influxdb_enabled` or `statsd_datadog_enabled`, or
 use OpenTelemetry. `[metrics] metrics_allow_list` and `metrics_block_list` count for these, too.
 
-Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a job
-used is told once, by the scheduler that sees its end.
+Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a
+job used is told once, by the scheduler that sees its end. Where there are several schedulers, take the maximum of the
+gauges.
+
+[dashboard.json](monitoring/dashboard.json) is a dashboard for Grafana, and [alerts.yaml](monitoring/alerts.yaml) has
+example rules for Prometheus. Both take the names that OpenTelemetry, or a StatsD exporter that keeps tags as labels,
+give to these metrics: dots become underscores. A test holds them to names and tags that are really emitted. They have
+not been loaded into a Grafana or a Prometheus yet.
 
 | metric | kind | tags | meaning |
 | --- | --- | --- | --- |

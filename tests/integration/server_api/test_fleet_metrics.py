@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import yaml
 
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.store.models import EdgeAgent
+from airflow_edge_server.store.queue import EndedJob
 from airflow_edge_server.store.transaction import read
 from airflow_edge_server.telemetry import METRICS, PREFIX, FleetMetrics
+from airflow_edge_server.usage import emit_usage
 from integration.server_api.kit import Database
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 pytestmark = pytest.mark.integration
 
@@ -20,11 +28,17 @@ class Backend:
 
     def __init__(self) -> None:
         self.told: dict[str, float] = {}
-        self.calls = 0
+        self.tags: dict[str, set[str]] = {}
 
     def gauge(self, name: str, value: float, tags: dict[str, str]) -> None:
-        self.calls += 1
+        self.tags[name] = set(tags)
         self.told[name.removeprefix(PREFIX) + "".join(f" {value}" for value in tags.values())] = value
+
+    def timing(self, name: str, value: timedelta, tags: dict[str, str]) -> None:
+        self.gauge(name, value.total_seconds(), tags)
+
+    def incr(self, name: str, count: int, tags: dict[str, str]) -> None:
+        self.gauge(name, count, tags)
 
 
 def test_the_fleet_is_told_by_state_queue_and_agent(database: Database) -> None:
@@ -67,3 +81,31 @@ def test_the_fleet_is_told_by_state_queue_and_agent(database: Database) -> None:
 
 def test_a_backend_that_fails_stops_nothing(database: Database) -> None:
     read(database.open, FleetMetrics(None).emit)
+
+
+def test_all_that_is_described_is_emitted_and_dashboard_and_alerts_use_nothing_else(database: Database) -> None:
+    metrics = {"cpu_percent": 1, "load_1_per_core": 1, "memory_used_bytes": 1, "memory_total_bytes": 4}
+    metrics |= {"state_disk_used_bytes": 1, "state_disk_total_bytes": 4}
+    with database.sessions() as session:
+        session.add(EdgeAgent(name="press", state="idle", queues=["plant"], slots_total=4, metrics=metrics))
+    backend = Backend()
+    read(database.open, FleetMetrics(backend).emit)
+    usage = dict.fromkeys(("wall_seconds", "cpu_seconds", "peak_memory_bytes", "io_read_bytes", "io_write_bytes"), 1)
+    place = ("dag", "task", "run", -1)
+    emit_usage(backend, EndedJob("j", "task", "t", 1, "press", "finished", 0, None, place, "plant", usage))
+    assert backend.tags == {f"{PREFIX}{name}": set(metric.tags) for name, metric in METRICS.items()}
+
+    known = {name.replace(".", "_"): tags for name, tags in backend.tags.items()}
+    dashboard = json.loads((DOCS / "monitoring" / "dashboard.json").read_text())
+    alerts = yaml.safe_load((DOCS / "monitoring" / "alerts.yaml").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    assert len(queries) > 15
+    for query in queries:
+        used = set(re.findall(r"edge_agent_\w+", query))
+        assert used, query
+        assert used <= set(known), query
+        labels = set(re.findall(r"by \((\w+)\)", query)) | set(re.findall(r"(\w+)=~?\"", query))
+        assert all(labels <= known[name] for name in used), query
+    legends = {t["legendFormat"].strip("{}") for panel in dashboard["panels"] for t in panel["targets"]}
+    assert legends <= {"state", "queue", "agent", "used", "total"}

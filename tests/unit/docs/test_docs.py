@@ -38,6 +38,9 @@ def test_the_settings_are_those_of_the_code() -> None:
 def test_the_metrics_are_those_of_the_code() -> None:
     metrics = script("metrics")
     assert metrics.PAGE.read_text() == metrics.page(), "run: python docs/metrics.py"
+    monitoring = script("monitoring")
+    assert monitoring.DASHBOARD.read_text() == monitoring.dashboard(), "run: python docs/monitoring.py"
+    assert monitoring.ALERTS.read_text() == monitoring.alerts(), "run: python docs/monitoring.py"
 
 
 def test_the_admin_api_is_described_as_it_is() -> None:
