@@ -70,8 +70,8 @@ def enroll(args: Namespace) -> None:
         plainly.print_rows([told], output=args.output)
         return
     _note(f"On the new machine, before {_time(made.expires_at)} (it asks for the join token below, shown this once):\n")
-    for command in commands:
-        _note(f"    {command}")
+    for line in commands:
+        _note(f"    {line}")
     _note("")
     print(made.text)  # noqa: T201  a command's output
 

@@ -29,6 +29,7 @@ def add_agent(database: Database, name: str, **values: Any) -> None:
     given: dict[str, Any] = {
         "state": AgentState.IDLE,
         "queues": ["default"],
+        "granted_queues": ["*"],
         "slots_total": 4,
         "versions": {"agent": __version__},
         "last_contact_at": NOW,
@@ -147,7 +148,7 @@ async def test_history_and_events_are_shown(admin: httpx.AsyncClient, database: 
 
 
 async def test_a_queue_that_nobody_serves_is_told_loudly(admin: httpx.AsyncClient, database: Database) -> None:
-    add_agent(database, "press", queues=["plant"], slots_total=1, slots_used=1)
+    add_agent(database, "press", queues=["plant"], granted_queues=["*"], slots_total=1, slots_used=1)
     database.add_job(queue="plant", queued_at=NOW - timedelta(seconds=90))
     database.add_job(queue="plant", state="running", agent_name="press")
     database.add_job(queue="moon", slots=1)

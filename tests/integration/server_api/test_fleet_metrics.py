@@ -47,9 +47,23 @@ def test_the_fleet_is_told_by_state_queue_and_agent(database: Database) -> None:
         session.add_all(
             [
                 EdgeAgent(
-                    name="press", state="running", queues=["plant"], slots_total=4, slots_used=1, metrics=metrics
+                    name="press",
+                    state="running",
+                    queues=["plant"],
+                    granted_queues=["*"],
+                    slots_total=4,
+                    slots_used=1,
+                    metrics=metrics,
                 ),
-                EdgeAgent(name="lathe", state="offline", queues=["plant"], slots_total=2, slots_used=2, metrics={}),
+                EdgeAgent(
+                    name="lathe",
+                    state="offline",
+                    queues=["plant"],
+                    granted_queues=["*"],
+                    slots_total=2,
+                    slots_used=2,
+                    metrics={},
+                ),
             ]
         )
     job_id = database.add_job(queue="moon", queued_at=datetime.now(UTC) - timedelta(seconds=60))
@@ -87,7 +101,11 @@ def test_all_that_is_described_is_emitted_and_dashboard_and_alerts_use_nothing_e
     metrics = {"cpu_percent": 1, "load_1_per_core": 1, "memory_used_bytes": 1, "memory_total_bytes": 4}
     metrics |= {"state_disk_used_bytes": 1, "state_disk_total_bytes": 4}
     with database.sessions() as session:
-        session.add(EdgeAgent(name="press", state="idle", queues=["plant"], slots_total=4, metrics=metrics))
+        session.add(
+            EdgeAgent(
+                name="press", state="idle", queues=["plant"], granted_queues=["*"], slots_total=4, metrics=metrics
+            )
+        )
     backend = Backend()
     read(database.open, FleetMetrics(backend).emit)
     usage = dict.fromkeys(("wall_seconds", "cpu_seconds", "peak_memory_bytes", "io_read_bytes", "io_write_bytes"), 1)

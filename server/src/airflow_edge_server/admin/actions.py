@@ -33,7 +33,7 @@ class Actor:
 
     name: str
     origin: str
-    """From where: an address, or ``cli on HOST``."""
+    """From where: an address, or ``command line on HOST``."""
 
 
 @dataclass(frozen=True, slots=True)

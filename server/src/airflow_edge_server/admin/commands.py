@@ -212,7 +212,12 @@ def maintenance(args: Namespace) -> None:
     if args.switch == "off" and args.for_time is not None:
         fail("--for goes with 'on' only")
     action: models.AgentAction = "maintenance_on" if args.switch == "on" else "maintenance_off"
-    _order(args, action=action, comment=args.comment, for_seconds=None if args.for_time is None else seconds_of(args.for_time))
+    _order(
+        args,
+        action=action,
+        comment=args.comment,
+        for_seconds=None if args.for_time is None else seconds_of(args.for_time),
+    )
 
 
 @command

@@ -91,7 +91,11 @@ class AgentItem(_Said):
     connected: bool
     problem: str | None = Field(description="Why it cannot work although it is connected.")
     warnings: list[str]
-    queues: list[str]
+    queues: list[str] = Field(description="What it serves: what it wants to serve, as far as that is granted.")
+    refused_queues: list[str] = Field(description="What it wants to serve, and is not granted.")
+    granted_queues: list[str] | None = Field(description="What it may serve; '*' stands for every queue.")
+    enrolled_at: datetime | None
+    revoked_at: datetime | None = Field(description="Since when it is shut out; null: it is not.")
     slots_used: int
     slots_total: int
     jobs: int = Field(description="Jobs it has been given and that have not ended.")

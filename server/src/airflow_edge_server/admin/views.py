@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from sqlalchemy.orm import Session
 
+from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState
 from airflow_edge_server import __version__, compat
@@ -71,6 +72,7 @@ def known_agent(session: Session, name: str) -> EdgeAgent:
 
 def _agent(agent: EdgeAgent, held: int) -> dict[str, Any]:
     state = AgentState(agent.state)
+    served = permitted(agent.queues or (), agent.granted_queues)
     versions = {key: str(value) for key, value in (agent.versions or {}).items() if value}
     return {
         "name": agent.name,
@@ -79,7 +81,11 @@ def _agent(agent: EdgeAgent, held: int) -> dict[str, Any]:
         "connected": state in CONNECTED_STATES,
         "problem": agent.problem,
         "warnings": _warnings(versions),
-        "queues": agent.queues or [],
+        "queues": served,
+        "refused_queues": sorted(set(agent.queues or ()) - set(served)),
+        "granted_queues": agent.granted_queues,
+        "enrolled_at": agent.enrolled_at,
+        "revoked_at": agent.revoked_at,
         "slots_used": agent.slots_used,
         "slots_total": agent.slots_total,
         "jobs": held,

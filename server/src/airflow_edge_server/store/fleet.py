@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Select, String, and_, case, cast, func, or
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
+from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.jobs import HELD_STATES, JobState
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.dispatch import KIND_ORDER
@@ -182,6 +183,7 @@ def survey_fleet(session: Session) -> dict[Place, Serving]:
     rows = session.execute(
         select(
             agent.queues,
+            agent.granted_queues,
             agent.team_name,
             agent.state,
             agent.problem,
@@ -192,7 +194,7 @@ def survey_fleet(session: Session) -> dict[Place, Serving]:
     )
     return survey(
         (
-            row.queues or (),
+            permitted(row.queues or (), row.granted_queues),
             row.team_name,
             Server(
                 AgentState(row.state),
