@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,7 +59,7 @@ from fakes.host import FixedProbe
 from fakes.runner import MemoryRunner
 from fakes.store import MemoryJobStore
 from integration.server_api.channel_kit import ChannelAgent, Served, served
-from integration.server_api.kit import Database, FakeAgent, MakeAgent, build_app, only, until
+from integration.server_api.kit import SETTINGS, Database, FakeAgent, MakeAgent, build_app, only, running, until
 
 
 def _wrong_clock(by: float) -> float:
@@ -463,6 +464,30 @@ async def test_every_endpoint_knows_whose_session_it_is(
     # The enrolment: no proof opens it.
     assert (await client.post("/v1/enroll", json=request()[0], headers=thief.headers)).status_code == 401
     assert owner.session_id == database.agent("owner").session_id
+
+
+async def test_a_job_that_waited_for_long_gets_a_token_of_now(database: Database) -> None:
+    minted: list[str] = []
+
+    def mint(ti_id: str) -> str:
+        minted.append(ti_id)
+        return f"minted at the offer of {ti_id}"
+
+    settings = replace(SETTINGS, execution_api="direct")
+    async with running(build_app(database, settings=settings, mint=mint)) as client:
+        agent = FakeAgent(client, "factory", database.credential("factory"))
+        # Longer than any token of the scheduler's lives.
+        job_id = database.add_job(queued_at=datetime.now(UTC) - timedelta(days=2))
+        await agent.hello()
+        assert minted == []
+        offer = await agent.take(start=True)
+        ti_id = database.job(job_id).ti_id
+        assert minted == [ti_id]
+        assert offer.token == f"minted at the offer of {ti_id}"
+    with database.engine.connect() as connection:
+        rows = [str(row) for row in connection.exec_driver_sql("SELECT * FROM edge_agent_job")]
+    assert rows
+    assert not any("minted at the offer" in row for row in rows), "it is not stored"
 
 
 async def test_offsets_go_only_forward(database: Database, agent: FakeAgent) -> None:
