@@ -117,8 +117,3 @@ def test_a_server_that_is_away_is_said_and_waited_for(visit: Visit) -> None:
     page.reload()
     expect(page.get_by_role("alert").or_(page.get_by_text("no tables"))).to_contain_text("no tables")
     expect(page.get_by_text("airflow db migrate")).to_be_visible()
-
-
-def test_who_may_only_look_sees_it_all(visit: Visit) -> None:
-    page = visit("viewer").go("agents", heading="Agents")
-    expect(row(page, "press-01")).to_be_visible()

@@ -43,6 +43,16 @@ def test_an_agent_shows_state_and_software(fleet: Fleet, visit: Visit) -> None:
     expect(page.get_by_text("another minor version")).to_be_visible()
 
 
+def test_an_agent_shows_figures_and_events(fleet: Fleet, visit: Visit) -> None:
+    page = visit().go("agents/press-02", heading="press-02")
+    # One figure a minute is kept.
+    expect(page.get_by_role("img", name=re.compile(r"CPU: now \d"))).to_be_visible(timeout=90_000)
+    expect(page.get_by_role("img", name=re.compile(r"Memory: now [\d.]+ GiB"))).to_be_visible()
+    events = page.get_by_role("region", name="Events")
+    expect(events.get_by_role("row").filter(has_text="maintenance").first).to_contain_text("new disk")
+    expect(events.get_by_role("row").filter(has_text="connected").first).to_be_visible()
+
+
 def test_an_agent_that_is_not_there(visit: Visit) -> None:
     page = visit().go("agents/nobody")
     expect(page.get_by_text("There is no agent nobody")).to_be_visible()

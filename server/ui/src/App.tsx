@@ -6,6 +6,7 @@ import { queryClient } from "./api/queries";
 import { NoticeProvider } from "./components/notices";
 import { RightsProvider } from "./components/rights";
 import { Empty, PageLink } from "./components/small";
+import { AddPage } from "./pages/AddPage";
 import { AgentPage } from "./pages/AgentPage";
 import { AgentsPage } from "./pages/AgentsPage";
 import { JobsPage } from "./pages/JobsPage";
@@ -19,6 +20,7 @@ const TABS: [string, string][] = [
   ["agents", "Agents"],
   ["queues", "Queues"],
   ["jobs", "Jobs"],
+  ["add", "Add an agent"],
 ];
 
 const Tab = ({ label, path }: { readonly label: string; readonly path: string }) => (
@@ -72,6 +74,7 @@ export const App = () => (
             <Route element={<AgentPage />} path="agents/:name" />
             <Route element={<QueuesPage />} path="queues" />
             <Route element={<JobsPage />} path="jobs" />
+            <Route element={<AddPage />} path="add" />
             <Route element={<Nowhere />} path="*" />
           </Routes>
         </RightsProvider>

@@ -9,9 +9,15 @@ export type Overview = Schemas["Overview"];
 export type Agent = Schemas["AgentItem"];
 export type AgentDetail = Schemas["AgentDetail"];
 export type AgentState = Schemas["AgentState"];
+export type AgentAction = Schemas["BulkOrder"]["action"];
+export type BulkOrder = Schemas["BulkOrder"];
+export type BulkDone = Schemas["BulkDone"];
 export type JobState = Schemas["JobState"];
 export type Job = Schemas["JobItem"];
 export type MetricsPoint = Schemas["MetricsPoint"];
+export type JoinToken = Schemas["JoinTokenItem"];
+export type JoinTokenOrder = Schemas["JoinTokenOrder"];
+export type NewJoinToken = Schemas["NewJoinToken"];
 export type Queue = Schemas["QueueItem"];
 
 /** Why a request was not answered as wanted. `status` is 0 when there was no answer at all. */

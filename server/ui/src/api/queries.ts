@@ -1,6 +1,6 @@
-import { keepPreviousData, QueryClient, useQuery } from "@tanstack/react-query";
+import { keepPreviousData, QueryClient, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 
-import { type AgentState, ApiError, api, type JobState, said } from "./client";
+import { type AgentState, api, type BulkOrder, type JobState, type JoinTokenOrder, said } from "./client";
 
 const POLL_MS = 3_000;
 const LONGEST_POLL_MS = 60_000;
@@ -60,29 +60,19 @@ export const useAgents = (query: AgentFilter) =>
     refetchInterval: polling(),
   });
 
-const askAgent = (name: string) => said(api.GET("/agents/{name}", { params: { path: { name } } }));
-
 export const useAgent = (name: string) =>
   useQuery({
-    queryFn: () => askAgent(name),
+    queryFn: () => said(api.GET("/agents/{name}", { params: { path: { name } } })),
     queryKey: ["agent", name],
     placeholderData: undefined,
     refetchInterval: polling(),
   });
 
-/** Waits for an agent that there may not be yet: `null` until there is. */
-export const useAwaited = (name: string | null) =>
+/** The agents whose names fit, while one waits for them. */
+export const useAwaited = (pattern: string) =>
   useQuery({
-    enabled: name !== null,
-    queryFn: async () => {
-      try {
-        return await askAgent(name ?? "");
-      } catch (error) {
-        if (error instanceof ApiError && error.status === 404) return null;
-        throw error;
-      }
-    },
-    queryKey: ["awaited", name],
+    queryFn: () => said(api.GET("/agents", { params: { query: { limit: 1_000, name: pattern } } })),
+    queryKey: ["awaited", pattern],
     placeholderData: undefined,
     refetchInterval: polling(1_500),
   });
@@ -117,3 +107,44 @@ export const useJobs = (query: JobFilter) =>
     queryKey: ["jobs", query],
     refetchInterval: polling(),
   });
+
+/** What an order changes is to be seen at once. */
+const useChange = <Variables, Data>(change: (variables: Variables) => Promise<Data>) => {
+  const client = useQueryClient();
+  return useMutation({
+    mutationFn: change,
+    onSettled: () => {
+      // Not waited for: what is asked anew may take the page away on which the order was given.
+      void client.invalidateQueries();
+    },
+  });
+};
+
+export const useOrder = () => useChange((body: BulkOrder) => said(api.POST("/agents/bulk", { body })));
+
+/** What an order would do. */
+export const usePreview = (body: BulkOrder, enabled: boolean) =>
+  useQuery({
+    enabled,
+    queryFn: () => said(api.POST("/agents/bulk", { body: { ...body, dry_run: true } })),
+    queryKey: ["preview", body],
+    placeholderData: undefined,
+    refetchOnWindowFocus: false,
+  });
+
+export const useCancelJob = () =>
+  useChange(({ id, reason }: { id: string; reason: string | null }) =>
+    said(api.POST("/jobs/{job_id}/cancel", { body: { reason }, params: { path: { job_id: id } } })),
+  );
+
+export const useJoinTokens = () =>
+  useQuery({
+    queryFn: () => said(api.GET("/join-tokens")),
+    queryKey: ["join-tokens"],
+    refetchInterval: polling(10_000),
+  });
+
+export const useMakeJoinToken = () => useChange((body: JoinTokenOrder) => said(api.POST("/join-tokens", { body })));
+
+export const useRevokeJoinToken = () =>
+  useChange((id: string) => said(api.DELETE("/join-tokens/{token_id}", { params: { path: { token_id: id } } })));

@@ -1,8 +1,11 @@
-import { Box, Stack, Table, Text } from "@chakra-ui/react";
+import { Box, Button, Stack, Table, Text } from "@chakra-ui/react";
+import { useState } from "react";
 
 import type { Job } from "../api/client";
 import { bytes, duration } from "../format";
 import { Ago } from "./Ago";
+import { CancelDialog } from "./CancelDialog";
+import { useRights } from "./rights";
 import { agentPath, JobBadge, JobLink, PageLink } from "./small";
 
 const wide = { base: "none", lg: "table-cell" };
@@ -25,9 +28,10 @@ const When = ({ job }: { readonly job: Job }) => {
   );
 };
 
-type RowProps = { readonly job: Job; readonly showAgent: boolean };
+type RowProps = { readonly job: Job; readonly onCancel: () => void; readonly showAgent: boolean };
 
-const Row = ({ job, showAgent }: RowProps) => {
+const Row = ({ job, onCancel, showAgent }: RowProps) => {
+  const { mayChange } = useRights();
   const said = job.why ?? (job.outcome === "finished" ? null : job.detail) ?? job.cancel_reason;
   return (
     <Table.Row data-job={job.id}>
@@ -64,6 +68,15 @@ const Row = ({ job, showAgent }: RowProps) => {
       <Table.Cell display={wide} fontVariantNumeric="tabular-nums" textAlign="end" verticalAlign="top">
         {job.peak_memory_bytes === null ? "" : bytes(job.peak_memory_bytes)}
       </Table.Cell>
+      {mayChange ? (
+        <Table.Cell textAlign="end" verticalAlign="top">
+          {job.state === "finished" ? undefined : (
+            <Button aria-label={`Cancel ${job.task_id ?? job.kind}`} onClick={onCancel} size="xs" variant="outline">
+              Cancel
+            </Button>
+          )}
+        </Table.Cell>
+      ) : undefined}
     </Table.Row>
   );
 };
@@ -71,33 +84,39 @@ const Row = ({ job, showAgent }: RowProps) => {
 type Props = { readonly jobs: readonly Job[]; readonly showAgent?: boolean };
 
 export const JobTable = ({ jobs, showAgent = true }: Props) => {
+  const [cancelled, setCancelled] = useState<Job | null>(null);
+  const { mayChange } = useRights();
   return (
-    <Box borderRadius="lg" borderWidth={1} overflowX="auto">
-      <Table.Root size="sm">
-        <Table.Header>
-          <Table.Row>
-            <Table.ColumnHeader>Task instance</Table.ColumnHeader>
-            <Table.ColumnHeader>State</Table.ColumnHeader>
-            <Table.ColumnHeader>When</Table.ColumnHeader>
-            <Table.ColumnHeader display={middle}>Queue</Table.ColumnHeader>
-            {showAgent ? <Table.ColumnHeader display={middle}>Agent</Table.ColumnHeader> : undefined}
-            <Table.ColumnHeader display={wide} textAlign="end">
-              Took
-            </Table.ColumnHeader>
-            <Table.ColumnHeader display={wide} textAlign="end">
-              CPU time
-            </Table.ColumnHeader>
-            <Table.ColumnHeader display={wide} textAlign="end">
-              Peak memory
-            </Table.ColumnHeader>
-          </Table.Row>
-        </Table.Header>
-        <Table.Body>
-          {jobs.map((job) => (
-            <Row job={job} key={job.id} showAgent={showAgent} />
-          ))}
-        </Table.Body>
-      </Table.Root>
-    </Box>
+    <>
+      <Box borderRadius="lg" borderWidth={1} overflowX="auto">
+        <Table.Root size="sm">
+          <Table.Header>
+            <Table.Row>
+              <Table.ColumnHeader>Task instance</Table.ColumnHeader>
+              <Table.ColumnHeader>State</Table.ColumnHeader>
+              <Table.ColumnHeader>When</Table.ColumnHeader>
+              <Table.ColumnHeader display={middle}>Queue</Table.ColumnHeader>
+              {showAgent ? <Table.ColumnHeader display={middle}>Agent</Table.ColumnHeader> : undefined}
+              <Table.ColumnHeader display={wide} textAlign="end">
+                Took
+              </Table.ColumnHeader>
+              <Table.ColumnHeader display={wide} textAlign="end">
+                CPU time
+              </Table.ColumnHeader>
+              <Table.ColumnHeader display={wide} textAlign="end">
+                Peak memory
+              </Table.ColumnHeader>
+              {mayChange ? <Table.ColumnHeader textAlign="end">Action</Table.ColumnHeader> : undefined}
+            </Table.Row>
+          </Table.Header>
+          <Table.Body>
+            {jobs.map((job) => (
+              <Row job={job} key={job.id} onCancel={() => setCancelled(job)} showAgent={showAgent} />
+            ))}
+          </Table.Body>
+        </Table.Root>
+      </Box>
+      {cancelled === null ? undefined : <CancelDialog job={cancelled} onClose={() => setCancelled(null)} />}
+    </>
   );
 };

@@ -12,7 +12,7 @@ import {
   Text,
 } from "@chakra-ui/react";
 import { type ReactNode, useMemo, useState } from "react";
-import { useParams } from "react-router-dom";
+import { useNavigate, useParams } from "react-router-dom";
 
 import { type AgentDetail, ApiError, type MetricsPoint } from "../api/client";
 import { useAgent, useAgentJobs, useEvents, useMetrics } from "../api/queries";
@@ -21,6 +21,8 @@ import { Answer, Fault } from "../components/Answer";
 import { Chart } from "../components/Chart";
 import { JobTable } from "../components/JobTable";
 import { useNow } from "../components/now";
+import { OrderMenu } from "../components/OrderMenu";
+import { useRights } from "../components/rights";
 import { Empty, Meter, PageLink, ProblemBadge, Section, StateBadge, Warnings } from "../components/small";
 import { bytes, dateTime, duration } from "../format";
 import { AGENT_STATES } from "../words";
@@ -298,6 +300,8 @@ const Configuration = ({ agent }: { readonly agent: AgentDetail }) => (
 export const AgentPage = () => {
   const { name = "" } = useParams();
   const query = useAgent(name);
+  const navigate = useNavigate();
+  const { mayChange, whyNot } = useRights();
   if (query.error instanceof ApiError && query.error.status === 404) {
     return (
       <Empty title={`There is no agent ${name}`}>
@@ -320,6 +324,14 @@ export const AgentPage = () => {
               <StateBadge state={agent.state} />
               <ProblemBadge agent={agent} />
               {agent.overrides.drain === true ? <Text fontSize="sm">drained</Text> : undefined}
+            </HStack>
+            <HStack wrap="wrap">
+              {mayChange ? undefined : (
+                <Text color="fg.muted" fontSize="sm">
+                  {whyNot}
+                </Text>
+              )}
+              <OrderMenu agents={[agent]} label="Actions" onRemoved={() => navigate(`${BASE}/agents`)} />
             </HStack>
           </Flex>
           <Warnings agent={agent} />

@@ -1,16 +1,18 @@
 import { Box, Button, Flex, Heading, HStack, Stack, Table, Text } from "@chakra-ui/react";
-import type { ReactNode } from "react";
+import { type ReactNode, useState } from "react";
 import { useNavigate } from "react-router-dom";
 
 import type { Agent, AgentState } from "../api/client";
-import { type AgentFilter, useAgents, useQueues } from "../api/queries";
+import { type AgentFilter, useAgents, useMe, useQueues } from "../api/queries";
 import { Ago } from "../components/Ago";
 import { Answer } from "../components/Answer";
 import { Choice, FilterBar, Search, useChosen } from "../components/Filters";
 import { ArrowDown, ArrowUp } from "../components/icons";
+import { OrderMenu } from "../components/OrderMenu";
 import { Paging } from "../components/Paging";
+import { useRights } from "../components/rights";
 import { agentPath, Empty, Meter, PageLink, ProblemBadge, StateBadge, Warnings } from "../components/small";
-import { bytes } from "../format";
+import { bytes, count } from "../format";
 import { ALL_STATES } from "../words";
 
 const LIMIT = 50;
@@ -104,11 +106,22 @@ const State = ({ agent }: { readonly agent: Agent }) => (
   </>
 );
 
-type RowProps = { readonly agent: Agent };
+type RowProps = { readonly agent: Agent; readonly chosen: boolean; readonly onChoose: (chosen: boolean) => void };
 
-const Row = ({ agent }: RowProps) => {
+const Row = ({ agent, chosen, onChoose }: RowProps) => {
+  const { mayChange } = useRights();
   return (
     <Table.Row data-agent={agent.name}>
+      {mayChange ? (
+        <Table.Cell verticalAlign="top" width={8}>
+          <input
+            aria-label={`Choose ${agent.name}`}
+            checked={chosen}
+            onChange={(event) => onChoose(event.target.checked)}
+            type="checkbox"
+          />
+        </Table.Cell>
+      ) : undefined}
       <Table.Cell verticalAlign="top">
         <Stack gap={1} maxWidth={{ base: "none", md: "22rem" }}>
           <PageLink to={agentPath(agent.name)}>{agent.name}</PageLink>
@@ -174,18 +187,23 @@ const NoAgents = ({ filtered, onReset }: { readonly filtered: boolean; readonly 
     </Empty>
   ) : (
     <Empty title="There are no agents yet">
-      An agent appears here when it has been given a credential: on the server,{" "}
-      <b>airflow edge-agents enroll --name NAME</b>.
+      <PageLink to="/plugin/edge-agents/add">Add an agent</PageLink>
     </Empty>
   );
 
 export const AgentsPage = () => {
   const [chosen, choose] = useChosen();
+  const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
+  const { mayChange, whyNot } = useRights();
   const query = useAgents(filterFrom(chosen));
   const queues = useQueues();
+  const me = useMe();
   const navigate = useNavigate();
+  const agents = query.data?.items ?? [];
+  const selection = agents.filter((agent) => picked.has(agent.name));
   const filtered = ["name", "queue", "state"].some((name) => chosen(name) !== "");
   const reset = () => choose({ name: "", queue: "", state: "" });
+  const everyOne = agents.length > 0 && selection.length === agents.length;
 
   return (
     <Stack gap={3}>
@@ -195,6 +213,17 @@ export const AgentsPage = () => {
             Agents
           </Heading>
           <Text color="fg.muted">{query.data === undefined ? "" : query.data.total}</Text>
+        </HStack>
+        <HStack wrap="wrap">
+          {mayChange || me.isPending ? undefined : (
+            <Text color="fg.muted" fontSize="sm">
+              {whyNot}
+            </Text>
+          )}
+          <OrderMenu
+            agents={selection}
+            label={selection.length === 0 ? "Choose agents to act on" : `Act on ${count(selection.length, "agent")}`}
+          />
         </HStack>
       </Flex>
       <FilterBar>
@@ -233,6 +262,16 @@ export const AgentsPage = () => {
                 <Table.Root size="sm">
                   <Table.Header>
                     <Table.Row>
+                      {mayChange ? (
+                        <Table.ColumnHeader width={8}>
+                          <input
+                            aria-label="Choose all agents shown"
+                            checked={everyOne}
+                            onChange={() => setPicked(new Set(everyOne ? [] : items.map((agent) => agent.name)))}
+                            type="checkbox"
+                          />
+                        </Table.ColumnHeader>
+                      ) : undefined}
                       <SortHeader order="name">Name</SortHeader>
                       <SortHeader display={middle} order="state">
                         State
@@ -248,7 +287,19 @@ export const AgentsPage = () => {
                   </Table.Header>
                   <Table.Body>
                     {items.map((agent) => (
-                      <Row agent={agent} key={agent.name} />
+                      <Row
+                        agent={agent}
+                        chosen={picked.has(agent.name)}
+                        key={agent.name}
+                        onChoose={(isChosen) =>
+                          setPicked((before) => {
+                            const next = new Set(before);
+                            if (isChosen) next.add(agent.name);
+                            else next.delete(agent.name);
+                            return next;
+                          })
+                        }
+                      />
                     ))}
                   </Table.Body>
                 </Table.Root>
@@ -257,6 +308,7 @@ export const AgentsPage = () => {
                 limit={LIMIT}
                 offset={Number(chosen("offset")) || 0}
                 onMove={(offset) => {
+                  setPicked(new Set());
                   navigate({
                     search: new URLSearchParams({
                       ...Object.fromEntries(new URLSearchParams(location.search)),

@@ -128,7 +128,11 @@ export const OverviewPage = () => (
               </Alert.Content>
             </Alert.Root>
           )}
-          {overview.agents === 0 ? <Empty title="There are no agents yet" /> : undefined}
+          {overview.agents === 0 ? (
+            <Empty title="There are no agents yet">
+              <PageLink to={`${BASE}/add`}>Add an agent</PageLink>
+            </Empty>
+          ) : undefined}
           <Figures overview={overview} />
           <States overview={overview} />
           <Problems overview={overview} />
