@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +26,14 @@ MOST_FINDINGS = 20
 
 WARM_UP = 0.3
 """Part of the frames after which memory has to stay as it is."""
+
+
+ENOUGH = 10
+"""Measurements; fewer make no line."""
+
+
+class FindingError(AssertionError):
+    """Something that must not happen."""
 
 
 class Target(Protocol):
@@ -54,13 +63,14 @@ class Total:
     """By their last line."""
     memory: list[tuple[int, int]] = field(default_factory=list)
     """Bytes resident after so many frames."""
+    blocks: list[tuple[int, int]] = field(default_factory=list)
+    """Pieces of memory that Python's objects have after so many frames."""
     seen: Any = None
 
-    @property
-    def growth(self) -> float:
-        """Bytes that 100,000 frames add once all has warmed up: the slope of a line through what was measured."""
-        points = [(x, y) for x, y in self.memory if x >= WARM_UP * self.frames]
-        if len(points) < 3:
+    def growth(self, points: list[tuple[int, int]]) -> float:
+        """Return what 100,000 frames add once all has warmed up: the slope of a line through what was measured."""
+        points = [(x, y) for x, y in points if x >= WARM_UP * self.frames]
+        if len(points) < ENOUGH:
             return 0.0
         middle_x = sum(x for x, _ in points) / len(points)
         middle_y = sum(y for _, y in points) / len(points)
@@ -86,6 +96,7 @@ def run(target: Target, frames: int, *, seed_number: int, tell: Callable[[Total]
                 with contextlib.suppress(AttributeError, OSError):
                     # Free memory that the allocator keeps is no growth.
                     ctypes.CDLL(None).malloc_trim(0)
+                total.blocks.append((total.frames, sys.getallocatedblocks()))
                 total.memory.append((total.frames, psutil.Process().memory_info().rss))
                 total.seconds = time.monotonic() - started
                 tell(total)

@@ -44,16 +44,13 @@ from fakes.server import ScriptedServer
 from fakes.store import MemoryJobStore
 from fakes.transport import MemoryTransport
 from fuzz.material import Thought
+from fuzz.run import FindingError
 from integration.server_api.kit import SETTINGS, Database, FakeAgent, build_app
 
 AGENT_KINDS, SERVER_KINDS = sorted(AGENT_TYPES), sorted(SERVER_TYPES)
 ALLOWED = frozenset({200, 400, 413})
 FAULT_CODES = frozenset({1011, 1013})
 JOBS = 40
-
-
-class FindingError(AssertionError):
-    """Something that must not happen."""
 
 
 class Codec:
@@ -142,7 +139,7 @@ class Server:
         self._jobs: list[str] = []
         self._rounds = 0
         self._socket: Socket | None = None
-        self._faults = _Faults()
+        self._faults = Faults()
 
     async def open(self) -> None:
         """Start the app."""
@@ -392,7 +389,9 @@ class Agent:
             self._new()
 
 
-class _Faults(logging.Handler):
+class Faults(logging.Handler):
+    """Notes what the server logs about faults of its own."""
+
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.found: list[str] = []

@@ -250,6 +250,22 @@ async def by_role(request: Request) -> AdminUser:
     return user
 
 
+def add_audit_log(database: Database) -> None:
+    """Make Airflow's table of who did what."""
+    with database.engine.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS log"))
+        key = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "SERIAL PRIMARY KEY"}.get(
+            connection.dialect.name, "INTEGER PRIMARY KEY AUTO_INCREMENT"
+        )
+        connection.execute(
+            text(
+                f"CREATE TABLE log (id {key}, dttm TIMESTAMP NULL, dag_id VARCHAR(250), task_id VARCHAR(250),"
+                " map_index INTEGER, event VARCHAR(60), logical_date TIMESTAMP NULL, run_id VARCHAR(250),"
+                " owner VARCHAR(500), owner_display_name VARCHAR(500), extra TEXT, try_number INTEGER)"
+            )
+        )
+
+
 def build_app(database: Database, **given: Any) -> FastAPI:
     options: dict[str, Any] = {
         "settings": SETTINGS,

@@ -15,7 +15,7 @@ from airflow_edge_agent.protocol.frames import Accept, AnyFrame, Controls, Heart
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.store import controls, purge
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentMetric
-from integration.server_api.kit import Database, FakeAgent, MakeAgent, until
+from integration.server_api.kit import Database, FakeAgent, MakeAgent, add_audit_log, until
 
 pytestmark = pytest.mark.integration
 
@@ -23,18 +23,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def op(client: httpx.AsyncClient, database: Database) -> httpx.AsyncClient:
     """The client as somebody who may change things, in a browser."""
-    with database.engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS log"))
-        key = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "SERIAL PRIMARY KEY"}.get(
-            connection.dialect.name, "INTEGER PRIMARY KEY AUTO_INCREMENT"
-        )
-        connection.execute(
-            text(
-                f"CREATE TABLE log (id {key}, dttm TIMESTAMP NULL, dag_id VARCHAR(250), task_id VARCHAR(250),"
-                " map_index INTEGER, event VARCHAR(60), logical_date TIMESTAMP NULL, run_id VARCHAR(250),"
-                " owner VARCHAR(500), owner_display_name VARCHAR(500), extra TEXT, try_number INTEGER)"
-            )
-        )
+    add_audit_log(database)
     client.headers["x-role"] = "op"
     return client
 

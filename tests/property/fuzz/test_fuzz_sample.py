@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fuzz.admin import run_admin
 from fuzz.material import Thought
 from fuzz.run import Target, run
 from fuzz.targets import Agent, Codec, Server
@@ -17,6 +18,12 @@ def test_nonsense_is_refused_and_does_no_harm(make: Callable[[], Target], frames
     assert total.findings == {}
     assert total.frames >= frames
     assert len(total.seen) > 5, "some of it is understood"
+
+
+def test_requests_by_the_admin_apis_own_document_meet_no_fault() -> None:
+    total = run_admin(108, seed_number=20_261_124)
+    assert total.findings == {}
+    assert {"200", "422"} <= set(total.seen)
 
 
 def test_a_finding_is_told_with_its_seed() -> None:
