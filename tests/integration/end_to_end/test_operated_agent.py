@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +135,80 @@ def test_a_restart_that_is_announced_leaves_a_running_task_alone(
     rest, _ = follow.communicate(timeout=60)
     assert "last line" in rest
     assert site.api.wait_for_run("steps", run, seconds=60) == "success"
+
+
+def test_no_secret_is_left_anywhere(site: AirflowSite, start_agent: StartAgent, tmp_path: Path) -> None:
+    """Plant secrets, use them, fail with them, and search everything that the product has written or shows."""
+    planted = {name: f"canary-{name}-{secrets.token_hex(8)}" for name in ("password", "variable", "proxy")}
+    site.api.wait_for_dag("canaries")
+    connection = {"connection_id": "canary", "conn_type": "http", "password": planted["password"]}
+    site.api.request("POST", "/api/v2/connections", json=connection)
+    site.api.request("POST", "/api/v2/variables", json={"key": "canary_secret", "value": planted["variable"]})
+    proxy = {"HTTPS_PROXY": f"http://user:{planted['proxy']}@127.0.0.1:9", "NO_PROXY": "127.0.0.1,localhost"}
+    agent = start_agent(variables=proxy, settings={"log": {"level": "debug"}})
+    token = agent.token_file.read_text().strip().rsplit("_", 1)[-1]
+    needles = {"the agent's token": token} | planted | site._secrets
+
+    def found_in(texts: Iterable[tuple[str, bytes]], *, spared: Collection[str] = ()) -> list[str]:
+        hits = [
+            f"{name} in {place}"
+            for place, data in texts
+            for name, value in needles.items()
+            if name not in spared and value.encode() in data
+        ]
+        return hits + [f"a token of Airflow in {place}" for place, data in texts if JWT.search(data)]
+
+    run = site.api.trigger_dag("canaries", conf={"dir": str(tmp_path)})
+    wait_until((tmp_path / "holds").exists, seconds=90, what="the task to hold its secrets")
+    processes = list(site.keeper.processes())
+    assert agent.runner() in processes
+    assert found_in([(f"argv of {p.pid}", proc(p.pid, "cmdline")) for p in processes]) == []
+    ours = [agent.process.pid, agent.runner().pid, *(p.pid for p in agent.job_processes())]  # type: ignore[union-attr]
+    # Tasks may need the proxy, too: they are given its address as it is.
+    environments = [(f"environment of {pid}", proc(pid, "environ")) for pid in ours]
+    assert found_in(environments, spared=["proxy"]) == []
+    assert "Max core file size        0" in proc(ours[0], "limits").decode(), "no core dump of the daemon"
+
+    kept = written(agent)
+    assert {"agent.log", "identity.json"} <= {Path(place).name for place, _ in kept}
+    assert any("/runner/jobs/" in place for place, _ in kept), "the job's own files are there"
+    assert found_in(kept) == []
+
+    (tmp_path / "go").touch()
+    assert site.api.wait_for_run("canaries", run, seconds=60) == "failed"
+    ctl(agent, "doctor", code=None)
+    ctl(agent, "status", "--json", code=None)
+    ctl(agent, "bugreport", "--output", str(tmp_path / "report.tar.gz"))
+    agent.restart(kill=True)
+    ctl(agent, "status", "--wait", "connected", "--timeout", "30s")
+    with tarfile.open(tmp_path / "report.tar.gz") as report:
+        parts = [(f"report: {m.name}", report.extractfile(m).read()) for m in report.getmembers()]  # type: ignore[union-attr]
+    assert len(parts) > 3
+    assert found_in(parts) == []
+    assert found_in(written(agent)) == []
+    assert found_in([(str(path), path.read_bytes()) for path in site.logs.rglob("*.log")]) == []
+    tables = [name for (name,) in site.query(TABLES[site._database_url.split(":")[0].split("+")[0]])]
+    assert "edge_agent_job" in tables
+    rows = [(table, str(site.query(f"SELECT * FROM {table}")).encode()) for table in tables]
+    assert any(b"has a password of" in data for table, data in rows if table == "edge_agent_log"), "the log is there"
+    assert found_in(rows) == []
+
+
+JWT = re.compile(rb"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]+")
+TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'edge_agent%'",
+    "postgresql": "SELECT tablename FROM pg_tables WHERE tablename LIKE 'edge_agent%'",
+}
+
+
+def written(agent: AgentProcess) -> list[tuple[str, bytes]]:
+    """Read everything in the agent's folder but its credential."""
+    found = [path for path in agent.root.rglob("*") if path.is_file() and path != agent.token_file]
+    return [(str(path), path.read_bytes()) for path in found]
+
+
+def proc(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
