@@ -96,7 +96,7 @@ class _Server:
         logger.propagate = False
         await self._lifespan.__aenter__()
         add_audit_log(self._database)
-        agent = FakeAgent(self._client, "press-07", self._database.token("press-07"))
+        agent = FakeAgent(self._client, "press-07", self._database.credential("press-07"))
         await agent.hello()
         self._database.add_job()
 

@@ -146,8 +146,8 @@ def test_no_secret_is_left_anywhere(site: AirflowSite, start_agent: StartAgent, 
     site.api.request("POST", "/api/v2/variables", json={"key": "canary_secret", "value": planted["variable"]})
     proxy = {"HTTPS_PROXY": f"http://user:{planted['proxy']}@127.0.0.1:9", "NO_PROXY": "127.0.0.1,localhost"}
     agent = start_agent(variables=proxy, settings={"log": {"level": "debug"}})
-    token = agent.token_file.read_text().strip().rsplit("_", 1)[-1]
-    needles = {"the agent's token": token} | planted | site._secrets
+    key = agent.credential_file.read_text().strip().split("_", 2)[2]
+    needles = {"the agent's private key": key} | planted | site._secrets
 
     def found_in(texts: Iterable[tuple[str, bytes]], *, spared: Collection[str] = ()) -> list[str]:
         hits = [
@@ -203,7 +203,7 @@ TABLES = {
 
 def written(agent: AgentProcess) -> list[tuple[str, bytes]]:
     """Read everything in the agent's folder but its credential."""
-    found = [path for path in agent.root.rglob("*") if path.is_file() and path != agent.token_file]
+    found = [path for path in agent.root.rglob("*") if path.is_file() and path != agent.credential_file]
     return [(str(path), path.read_bytes()) for path in found]
 
 
