@@ -45,6 +45,8 @@ class Mysql(Lasting):
         """Say in one line what must be installed; ``None``: nothing."""
         if _server() is None:
             return "no MariaDB or MySQL server is installed (on Debian: apt-get install mariadb-server-core)"
+        if shutil.which("mariadb-install-db") is not None and shutil.which("my_print_defaults") is None:
+            return "MariaDB's set-up needs my_print_defaults (on Debian: apt-get install mariadb-client-core)"
         return None
 
     def create_database(self) -> str:
