@@ -133,8 +133,9 @@ async def served(database: Database) -> AsyncIterator[tuple[httpx.AsyncClient, H
         await until(lambda: server.started)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            route = next(r for r in app.routes if getattr(r, "path", "") == "/v1/exchange")
-            yield client, route.endpoint.__self__._hub  # type: ignore[attr-defined]  # looks inside
+            agents = app.routes[-1].app  # type: ignore[attr-defined]  # looks inside
+            route = next(r for r in agents.routes if getattr(r, "path", "") == "/v1/exchange")
+            yield client, route.endpoint.__self__._hub
     finally:
         server.should_exit = True
         await task

@@ -81,7 +81,7 @@ async def test_lines_are_copied_whole_and_once(copying: Copying) -> None:
     [
         (b'{"event": "disk is full", "level": "error"}', {"MESSAGE": "disk is full", "PRIORITY": "3"}),
         (b'{"event": 3}', {"MESSAGE": '{"event": 3}', "PRIORITY": "6"}),
-        (b"eat_0123456789abcdef_hunter2", {"MESSAGE": "eat_0123456789abcdef_********"}),
+        (b"eac_0123456789abcdef_hunter2", {"MESSAGE": "eac_0123456789abcdef_********"}),
         (b"\xff\xfe", {"MESSAGE": "\N{REPLACEMENT CHARACTER}" * 2}),
     ],
 )
