@@ -28,7 +28,8 @@ RESULT_FILE = "result.json"
 PID_FILE = "pid.json"
 LOG_FILE = "task.log"
 SENT_FILE = "sent.json"
-CONTACT_FILE = ".contact"
+CONTACT_FILE = "contact"
+"""Beside the folder of the jobs: in it there is nothing but jobs."""
 
 RUNNER_JOBS = "jobs"
 """In the runner's folder: a folder for each job."""
@@ -216,12 +217,12 @@ class DirectoryJobStore:
     def note_contact(self) -> None:
         """Remember that the server was there. Best effort: the time of a file."""
         with contextlib.suppress(OSError):
-            (self._jobs_dir / CONTACT_FILE).touch(mode=0o600)
+            self._jobs_dir.with_name(CONTACT_FILE).touch(mode=0o600)
 
     def contact_seconds_ago(self) -> float:
         """Return how long ago that was; 0 if it is not known."""
         try:
-            return max(0.0, time.time() - (self._jobs_dir / CONTACT_FILE).stat().st_mtime)
+            return max(0.0, time.time() - self._jobs_dir.with_name(CONTACT_FILE).stat().st_mtime)
         except OSError:
             return 0.0
 
