@@ -74,10 +74,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and a shorter idle time; rougher figures")
     parser.add_argument(
         "--arms",
-        type=_list_of("agent", "direct", "peer"),
+        type=_list_of("agent", "relay", "peer"),
         default=["agent"],
         metavar="LIST",
-        help="agent, direct (an agent that does not relay the Execution API), peer (edge3), or several",
+        help="agent, relay (an agent that relays the Execution API), peer (edge3), or several",
     )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--json", type=Path, default=BENCH / "results.json", metavar="FILE")
@@ -119,7 +119,7 @@ def _measure(kind: str, database: str, plan: Plan) -> Column:
         dags = root / "edge" / "dags"
         for folder in (root / "central" / "dags", dags):
             shutil.copytree(DAGS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        if kind in {"agent", "direct"}:
+        if kind in {"agent", "relay"}:
             server = PROJECT / ".venv"
             arm: Arm = AgentArm(
                 root / "edge" / "agent",
@@ -127,7 +127,7 @@ def _measure(kind: str, database: str, plan: Plan) -> Column:
                 environment=DEMO / "env-agent",
                 runtime=DEMO / "env-runtime",
                 dags=dags,
-                direct=kind == "direct",
+                relay=kind == "relay",
             )
         else:
             server = BENCH / "env-peer"

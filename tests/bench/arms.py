@@ -72,15 +72,15 @@ class AgentArm:
     executor = EDGE_EXECUTOR
 
     def __init__(
-        self, root: Path, keeper: Keeper, *, environment: Path, runtime: Path, dags: Path, direct: bool = False
+        self, root: Path, keeper: Keeper, *, environment: Path, runtime: Path, dags: Path, relay: bool = False
     ) -> None:
         """Take note of it all.
 
-        :param direct: let tasks speak to the Execution API by themselves.
+        :param relay: let the agent speak to the Execution API for its tasks.
         """
-        if direct:
-            self.label += ", direct"
-        self._way = "direct" if direct else "relay"
+        if relay:
+            self.label += ", relay"
+        self._way = "relay" if relay else "direct"
         self.settings: dict[str, str] = {}
         self._root = root
         self._keeper = keeper

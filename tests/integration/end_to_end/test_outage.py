@@ -61,6 +61,7 @@ def start(
         queues=[queue],
         concurrency=8,
         bundles={"probes": DAGS},
+        settings={"execution_api": "relay"},
     )
     agent.start()
     agent.wait_for_log("connected")

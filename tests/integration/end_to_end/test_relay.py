@@ -44,7 +44,7 @@ def make_agent(
         token=site.create_join_token(name),
         name=name,
         bundles={"probes": DAGS},
-        settings=settings,
+        settings={"execution_api": "relay"} | settings,
     )
 
 
