@@ -8,17 +8,14 @@ import grp
 import json
 import os
 import pwd
-import socket
-import stat
-import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from airflow_edge_agent.adapters.files import check_socket_path
-from airflow_edge_agent.ports import Caller, ControlRefused, StoreError
+from airflow_edge_agent.adapters.local_socket import LocalSocket, peer_of
+from airflow_edge_agent.ports import Caller, ControlRefused
 
 log = structlog.get_logger()
 
@@ -42,45 +39,24 @@ class ControlListener:
         self._read_group = read_group
         self._operator_group = operator_group
         self._handler = handler
-        self._clients: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._socket = LocalSocket(path, purpose="control socket", limit_bytes=MAX_LINE_BYTES)
 
     async def open(self) -> None:
         """Begin to listen.
 
         :raises StoreError: the socket cannot be made there.
         """
-        check_socket_path(self._path)
-        try:
-            # Left by a daemon that crashed: the lock on the state directory says that there is no other.
-            if stat.S_ISSOCK(self._path.lstat().st_mode):
-                self._path.unlink()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}") from None
-        try:
-            self._server = await asyncio.start_unix_server(self._connected, self._path, limit=MAX_LINE_BYTES)
-            self._path.chmod(0o666)
-        except OSError as error:
-            raise StoreError(f"{self._path}: cannot be used as control socket ({error.strerror})") from None
+        await self._socket.open(self._connected)
 
     async def close(self) -> None:
         """Stop listening and end all conversations."""
-        if self._server is None:
-            return
-        self._server.close()
-        for client in self._clients:
-            client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        if await self._socket.close():
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        work = self._converse(reader, writer) if len(self._clients) < MAX_CLIENTS else self._turn_away(writer)
-        task = asyncio.create_task(work, name="control client")
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+        work = self._converse(reader, writer) if self._socket.clients < MAX_CLIENTS else self._turn_away(writer)
+        self._socket.converse(work, "control client")
 
     async def _turn_away(self, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):
@@ -127,9 +103,7 @@ class ControlListener:
             await asyncio.gather(left, return_exceptions=True)
 
     def _caller(self, writer: asyncio.StreamWriter) -> Caller:
-        connection = writer.get_extra_info("socket")
-        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, gid = struct.unpack("3i", data)
+        _, uid, gid = peer_of(writer)
         user, groups = f"uid {uid}", {gid}
         with contextlib.suppress(KeyError, OSError):
             user = pwd.getpwuid(uid).pw_name

@@ -10,8 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
-import struct
 import subprocess
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airflow_edge_agent.adapters.jobstore import RUNNER_JOBS
+from airflow_edge_agent.adapters.local_socket import peer_of
 from airflow_edge_agent.adapters.results import read_result
 from airflow_edge_agent.ports import (
     RunnerEnded,
@@ -294,8 +293,7 @@ class SubprocessRunner:
             reader, writer = await asyncio.open_unix_connection(str(path), limit=_MAX_LINE_BYTES)
         except OSError:
             return None
-        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        if struct.unpack("3i", peer)[1] not in self._trusted():
+        if peer_of(writer)[1] not in self._trusted():
             writer.close()
             raise RunnerError(f"{path}: belongs to another user's process; remove it")
         return _Connection(reader, writer)
