@@ -87,7 +87,7 @@ def test_slots_and_queues_reach_the_server_within_a_second(site: AirflowSite, st
     ctl(agent, "queues", "--add", "press shop")
     wait_until(lambda: "press shop" in str(row(site, agent, "queues")[0]), seconds=3, what="the queues to be stored")
     checks = {check["name"]: check for check in json.loads(ctl(agent, "doctor", "--json", code=None))}
-    good = ("daemon", "DNS", "TCP", "token", "clock", "carrier")
+    good = ("daemon", "DNS", "TCP", "credential", "clock", "carrier")
     assert [checks[name]["verdict"] for name in good] == ["ok"] * len(good)
 
 
