@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _offers() -> list[Offer]:
-    scenes.agent("a1", state="idle", session_id="s1", queues=["default"], slots_total=4)
+    scenes.agent("a1", state="idle", session_id="s1", queues=["default"], granted_queues=["*"], slots_total=4)
     room = dispatch.Room("s1", frozenset({"default"}), None, 4)
     made = dispatch.dispatch(
         airflow_sessions,
