@@ -246,7 +246,7 @@ def _agent_and_link(scene: Scene) -> None:
 
 def _clone(scene: Scene) -> None:
     first = scene.agents[0]
-    clone = scene.make_agent(first.name, scene.root / "clone")
+    clone = scene.make_agent(first.name, scene.root / "clone", credential=first.credential_file.read_text())
     with clone:
         clone.start()
         clone.wait_for_log(r"asking again", seconds=scene.seconds(40))

@@ -139,15 +139,20 @@ class Scene:
             agent.close()
         self.proxy.__exit__(kind, value, trace)
 
-    def make_agent(self, name: str, root: Path, settings: Mapping[str, Any] | None = None) -> AgentProcess:
-        """Prepare an agent that reaches the server through the proxy, and does not run yet."""
+    def make_agent(
+        self, name: str, root: Path, settings: Mapping[str, Any] | None = None, credential: str | None = None
+    ) -> AgentProcess:
+        """Prepare an agent that reaches the server through the proxy, and does not run yet.
+
+        :param credential: another agent's; otherwise it is enrolled, in place of whoever had the name before.
+        """
         return AgentProcess(
             root,
             keeper=self.world.keeper,
             environment=ENVIRONMENT,
             runtime=ENVIRONMENT,
             server_url=self.proxy.url,
-            token=self.world.token(name),
+            token=credential or self.world.site.create_join_token(name),
             name=name,
             bundles={"faults": self.world.dags},
             settings=self._settings | dict(settings or {}),

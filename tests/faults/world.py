@@ -54,7 +54,6 @@ class World:
         self._dag_ids = dag_ids
         self._settings = dict(settings or {})
         self._stack = ExitStack()
-        self._tokens: dict[str, str] = {}
         self._retired: set[str] = set()
         self._busy = threading.Lock()
         self._leaving = threading.Event()
@@ -109,12 +108,6 @@ class World:
         while (name := f"edge-{number}" + (f"-{generation}" if generation else "")) in self._retired:
             generation += 1
         return name
-
-    def token(self, name: str) -> str:
-        """Return that agent's token."""
-        if name not in self._tokens:
-            self._tokens[name] = self.site.create_join_token(name)
-        return self._tokens[name]
 
     def retire(self, name: str) -> None:
         """Use that name no more."""
