@@ -71,7 +71,7 @@ test-unit: .venv/ready ## Run the tests that start no Airflow and no database
 
 .PHONY: test-airflow
 test-airflow: .compat/airflow-$(AIRFLOW)/ready ## Run the server's tests and a Dag on another Airflow: AIRFLOW=3.2
-	@.compat/airflow-$(AIRFLOW)/bin/python -m pytest -p no:cacheprovider $(AIRFLOW_TESTS) $(ARGS)
+	@.compat/airflow-$(AIRFLOW)/bin/python -m pytest $(AIRFLOW_TESTS) $(ARGS)
 
 .PHONY: test-runtimes
 test-runtimes: .venv/ready $(RUNTIMES:%=.compat/runtime-%/ready) ## Run the demo's Dag in task runtimes of older Airflows: RUNTIMES="1.1 1.2"

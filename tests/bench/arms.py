@@ -144,7 +144,7 @@ class AgentArm:
         return usage.daemon_pss_bytes + usage.runner_pss_bytes + usage.jobs_pss_bytes
 
     def _warm_up(self) -> float:
-        with tempfile.TemporaryDirectory(prefix="edge-bench-") as name:
+        with tempfile.TemporaryDirectory(prefix="edge-bench-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             began = time.monotonic()
             runner = self._keeper.spawn(

@@ -105,7 +105,7 @@ async def end(runner: SubprocessRunner) -> None:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     # Not below pytest's own: a socket's path must be short.
-    with tempfile.TemporaryDirectory(prefix="runner-") as name:
+    with tempfile.TemporaryDirectory(prefix="runner-", ignore_cleanup_errors=True) as name:
         path = Path(name)
         (path / "jobs").mkdir()
         yield path

@@ -111,7 +111,7 @@ class AgentProcess:
         wanted = self.state_dir / "run"
         if len(str(wanted / "runner.sock")) <= LONGEST_SOCKET_PATH:
             return wanted
-        self._short_dir = tempfile.TemporaryDirectory(prefix="edge-agent-")
+        self._short_dir = tempfile.TemporaryDirectory(prefix="edge-agent-", ignore_cleanup_errors=True)
         return Path(self._short_dir.name)
 
     # Configuration

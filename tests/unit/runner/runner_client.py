@@ -150,7 +150,7 @@ class RunnerProcess:
 @contextlib.contextmanager
 def short_folder() -> Iterator[Path]:
     """Yield a folder whose path is short enough for a socket's."""
-    with tempfile.TemporaryDirectory(prefix="edge-") as name:
+    with tempfile.TemporaryDirectory(prefix="edge-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
