@@ -6,7 +6,6 @@ A fault ends with one line on standard error and a status that is not 0.
 from __future__ import annotations
 
 import functools
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
@@ -20,7 +19,7 @@ from airflow_edge_server.console import note as _note
 from airflow_edge_server.console import origin as _origin
 from airflow_edge_server.console import seconds_of as _seconds
 from airflow_edge_server.console import show_time as _time
-from airflow_edge_server.domain.enrolment import names_one
+from airflow_edge_server.domain.enrolment import enroll_command
 from airflow_edge_server.store import enrolment
 from airflow_edge_server.store.db import schema_problem
 
@@ -82,9 +81,8 @@ def enroll_commands(name: str, server_url: str | None = None) -> list[str]:
     :param name: name of the agent, or a pattern of names: then the machine takes its host name.
     :param server_url: Airflow's address as that machine reaches it; by default ``[api] base_url``.
     """
-    url = (server_url or conf.get("api", "base_url", fallback="") or "https://AIRFLOW").rstrip("/")
-    named = f" --name {name}" if names_one(name) else ""
-    return [f"sudo edgectl enroll {shlex.quote(url)}{named}", "sudo systemctl enable --now edge-agent"]
+    url = server_url or conf.get("api", "base_url", fallback="") or "https://AIRFLOW"
+    return [f"sudo {enroll_command(url, name)}", "sudo systemctl enable --now edge-agent"]
 
 
 @_command

@@ -60,7 +60,7 @@ def a_token_lets_in_only_whom_it_names() -> None:
     with scenes.db() as session:
         first = _join(session, many, "press-1")
     assert "for agents named" in _refusal(many, "oven-1")
-    assert "is enrolled already" in _refusal(many, "press-1")
+    assert "is enrolled already" in _refusal(many, "press-1", public_key="22" * 32)
     with scenes.db() as session:
         again = _join(session, one, "press-1", machine=ELSEWHERE)
         assert again.replaced == 1
@@ -70,9 +70,31 @@ def a_token_lets_in_only_whom_it_names() -> None:
     with scenes.db() as session:
         assert enrolment.revoke_agent(session, "press-1", by="me") == 1
         assert enrolment.find_credential(session, again.credential_id) is None
+    # Who repeats what it sent before is not let in again; a machine that brings a new key is.
+    assert "revoked or replaced since" in _refusal(many, "press-1")
     with scenes.db() as session:
-        _join(session, many, "press-1")
+        _join(session, many, "press-1", public_key="22" * 32)
         assert session.get_one(EdgeAgent, "press-1").revoked_at is None
+
+
+def an_answer_is_given_again_to_the_same_key() -> None:
+    with scenes.db() as session:
+        text = _token(session, name_pattern="press-*", uses=2).text
+    with scenes.db() as session:
+        first = _join(session, text, "press-1")
+    with scenes.db() as session:
+        again = _join(session, text, "press-1", machine=ELSEWHERE)
+    assert (again.credential_id, again.queues, again.replaced) == (first.credential_id, first.queues, 0)
+    assert abs((again.expires_at or first.expires_at) - first.expires_at) < timedelta(milliseconds=1)  # type: ignore[operator]
+    assert (first.repeated, again.repeated) == (False, True)
+    with scenes.db() as session:
+        assert session.scalars(select(EdgeAgentJoinToken)).one().uses_left == 1
+        # The same key under another name is another agent.
+        assert _join(session, text, "press-2").repeated is False
+    assert "as often as it may be" in _refusal(text, "press-3")
+    with scenes.db() as session:
+        assert _join(session, text, "press-1").repeated is True
+    assert [event for event, _ in _audit()].count("edge_agents.enroll") == 2
 
 
 def what_cannot_be_a_join_token_is_named() -> None:
@@ -178,15 +200,17 @@ def _token(session: Session, **given: Any) -> enrolment.NewJoinToken:
     return enrolment.create_join_token(session, **values)
 
 
-def _join(session: Session, text: str, name: str, *, machine: Machine = HERE) -> enrolment.Enrolled:
+def _join(
+    session: Session, text: str, name: str, *, machine: Machine = HERE, public_key: str = "11" * 32
+) -> enrolment.Enrolled:
     token = enrolment.find_joining(session, text)
     assert token is not None
-    return enrolment.join(session, token, name=name, public_key="11" * 32, machine=machine, credential_days=180)
+    return enrolment.join(session, token, name=name, public_key=public_key, machine=machine, credential_days=180)
 
 
-def _refusal(text: str, name: str) -> str:
+def _refusal(text: str, name: str, **given: Any) -> str:
     with pytest.raises(enrolment.JoinRefusedError) as refused, scenes.db() as session:
-        _join(session, text, name)
+        _join(session, text, name, **given)
     return str(refused.value)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import json
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ import pytest
 from airflow.models.log import Log as AuditLog
 from fastapi import FastAPI
 from sqlalchemy import select
+from starlette.types import Message, Receive, Scope, Send
 
 from airflow_edge_agent.adapters.carriers import CarrierTransport
 from airflow_edge_agent.adapters.credential import Credential, Prover, possession, read_credential
@@ -117,6 +119,118 @@ async def test_a_join_token_is_exchanged_for_a_credential(database: Database, cl
     (entry,) = audit(database, "enroll")
     assert (entry["agent"], entry["invited_by"], entry["credential"]) == ("factory", "me", told["credential_id"])
     assert token.split("_", 2)[2] not in json.dumps(audit(database, "enroll") + audit(database, "create_join_token"))
+
+
+async def test_a_lost_answer_is_given_again_and_counts_once(database: Database, client: httpx.AsyncClient) -> None:
+    token = join_token(database, uses=2)
+    body, key = request()
+    first, twin = await asyncio.gather(enroll(client, token, body), enroll(client, token, body))
+    told = first.json()
+    assert (first.status_code, twin.json()) == (200, told)
+    assert left(database) == 1
+    # Another key is another use, of a token for one name in place of the first; and nobody gets that answer for it.
+    other, _ = request()
+    replaced = (await enroll(client, token, other)).json()
+    assert (replaced["replaced"], left(database)) == (True, 0)
+    assert replaced["credential_id"] != told["credential_id"]
+    # Used up, but the answer may be lost.
+    assert (await enroll(client, token, other)).json() == replaced
+    assert (await enroll(client, token, request()[0])).status_code == 403
+    # What stands no more is not given again.
+    response = await enroll(client, token, body)
+    assert response.status_code == 403
+    assert "revoked or replaced since" in response.json()["error"]
+    assert len(audit(database, "enroll")) == 2
+    agent = FakeAgent(client, "factory", Credential(told["credential_id"], key).text())
+    assert (await agent.post(b'{"frames": []}')).status_code == 401
+
+
+async def test_a_lost_answer_is_told_with_what_the_agent_may_do_now(
+    database: Database, client: httpx.AsyncClient
+) -> None:
+    token = join_token(database, queues=["press"], team="plant")
+    body, _ = request()
+    told = (await enroll(client, token, body)).json()
+    with database.sessions() as session:
+        enrolment.set_granted_queues(session, "factory", ["oven"])
+    assert (await enroll(client, token, body)).json() == told | {"queues": ["oven"]}
+
+
+@pytest.mark.parametrize("ended", ["agent", "token", "time"])
+async def test_nothing_comes_back_by_a_repeated_request(
+    database: Database, client: httpx.AsyncClient, ended: str
+) -> None:
+    token = join_token(database, uses=5)
+    body, _ = request()
+    assert (await enroll(client, token, body)).status_code == 200
+    with database.sessions() as session:
+        match ended:
+            case "agent":
+                enrolment.revoke_agent(session, "factory", by="me")
+            case "token":
+                enrolment.revoke_join_token(session, token.split("_")[1], by="me")
+            case _:
+                row = session.get_one(EdgeAgentJoinToken, token.split("_")[1])
+                row.expires_at = datetime.now(UTC) - timedelta(seconds=1)
+    assert (await enroll(client, token, body)).status_code == 403
+    assert left(database) == 4
+    if ended == "agent":
+        assert valid(database) == set()
+        assert database.agent("factory").revoked_at is not None
+
+
+async def test_edgectl_asks_again_with_the_same_key(database: Database, tmp_path: Path) -> None:
+    """The program itself against the real app, behind a proxy that loses the first answer."""
+    token = join_token(database)
+    lost: list[bytes] = []
+    app = build_app(database)
+
+    async def lossy(scope: Scope, receive: Receive, send: Send) -> None:
+        """Do what is asked for; the first success is heard of by nobody."""
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200 and not lost:
+                lost.append(b"")
+                message = {"type": "http.response.start", "status": 502, "headers": [(b"content-length", b"0")]}
+            elif lost == [b""] and message["type"] == "http.response.body":
+                lost[0] = message["body"]
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await outer(scope, receive, keep)
+
+    outer = FastAPI(lifespan=app.router.lifespan_context)
+    outer.mount(API_PREFIX, app)
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'name = "factory"\nstate_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/run"\nallow_root = true\n'
+    )
+    async with served(lossy) as site:  # type: ignore[arg-type]  # an app, if not a FastAPI
+
+        async def edgectl(expected: int) -> str:
+            options = ["--config", str(config), "--socket", f"{tmp_path}/none", "enroll", site.url, "--json"]
+            program = [sys.executable, "-m", "airflow_edge_agent.ctl.main", *options, "--token-file", "-"]
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(*program, stdin=pipe, stdout=pipe, stderr=pipe)
+            output, errors = await asyncio.wait_for(process.communicate(token.encode()), 60)
+            assert process.returncode == expected, errors
+            return output.decode() or errors.decode()
+
+        assert "502" in await edgectl(3)
+        assert not (tmp_path / "state" / "credential").exists()
+        told = json.loads((await edgectl(0)).splitlines()[0])
+        assert told["credential_id"] == json.loads(lost[0])["credential_id"]
+        credential = read_credential(tmp_path / "state" / "credential")
+        assert valid(database) == {credential.id} == {told["credential_id"]}
+        async with httpx.AsyncClient(base_url=site.url + API_PREFIX) as client:
+            assert isinstance((await FakeAgent(client, "factory", credential.text()).hello())[0], Welcome)
+    assert not list((tmp_path / "state").glob("enrolling*"))
+
+
+def left(database: Database) -> int:
+    """Return how often the only join token may be used yet."""
+    with database.sessions() as session:
+        return session.scalars(select(EdgeAgentJoinToken.uses_left)).one()
 
 
 async def test_what_is_no_request_changes_nothing(database: Database, client: httpx.AsyncClient) -> None:

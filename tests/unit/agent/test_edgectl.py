@@ -167,6 +167,9 @@ class Gatekeeper(BaseHTTPRequestHandler):
         assert isinstance(server, GatekeeperServer)
         body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
         server.seen.append((self.headers.get("authorization"), body))
+        if server.silent and body:
+            self.close_connection = True
+            return
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
             self.answer(401, b"", ("WWW-Authenticate", f'Bearer realm="edge-agents", time="{time.time():.0f}"'))
         elif server.refusal is not None:
@@ -200,6 +203,8 @@ class GatekeeperServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Gatekeeper)
         self.seen: list[tuple[str | None, dict[str, Any]]] = []
         self.refusal: str | None = None
+        self.silent = False
+        """Whether who wants to be enrolled gets no answer."""
 
     @property
     def url(self) -> str:
@@ -273,6 +278,42 @@ def test_nothing_is_changed_by_an_enrolment_that_fails(site: Site, gatekeeper: G
     assert "not enrolled: this join token expired" in text
     assert TOKEN not in text
     assert site.credential.read_bytes() == before
+
+
+def test_a_lost_answer_is_asked_for_with_the_same_key(site: Site, gatekeeper: GatekeeperServer) -> None:
+    kept = site.credential.parent / "enrolling.json"
+
+    def keys() -> list[str]:
+        return [body["public_key"] for _, body in gatekeeper.seen if body]
+
+    gatekeeper.silent = True
+    for _ in range(2):
+        assert TOKEN not in site.ctl("enroll", gatekeeper.url, stdin=TOKEN, code=3)
+    assert len(set(keys())) == 1
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert TOKEN.rsplit("_", 1)[1] not in kept.read_text()
+    # Another name is another agent, and gets a key of its own. So does who brings another join token.
+    site.ctl("enroll", gatekeeper.url, "--name", "press-07", stdin=TOKEN, code=3)
+    site.ctl("enroll", gatekeeper.url, stdin=TOKEN.replace("eaj_0", "eaj_1"), code=3)
+    assert len(set(keys())) == 3
+    # What others have put in its place is not followed, nor used.
+    kept.unlink()
+    kept.symlink_to(site.config)
+    site.ctl("enroll", gatekeeper.url, stdin=TOKEN, code=3)
+    assert not kept.is_symlink()
+    kept.write_text("[" * 3_000)
+    site.ctl("enroll", gatekeeper.url, stdin=TOKEN, code=3)
+    assert len(set(keys())) == 5
+    gatekeeper.silent = False
+    site.ctl("enroll", gatekeeper.url, stdin=TOKEN)
+    assert public_key(read_credential(site.credential).private_key).hex() == keys()[-1] == keys()[-2]
+    assert not kept.exists()
+
+
+def test_a_key_that_was_refused_is_not_kept(site: Site, gatekeeper: GatekeeperServer) -> None:
+    gatekeeper.refusal = "what it got was revoked or replaced since"
+    site.ctl("enroll", gatekeeper.url, stdin=TOKEN, code=3)
+    assert sorted(path.name for path in site.credential.parent.iterdir()) == ["identity.json"]
 
 
 def test_a_token_is_not_used_up_where_nothing_can_be_written(site: Site, gatekeeper: GatekeeperServer) -> None:

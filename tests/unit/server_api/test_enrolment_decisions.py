@@ -8,6 +8,7 @@ from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_server.domain.enrolment import (
     Joining,
     Machine,
+    enroll_command,
     is_elsewhere,
     is_name_pattern,
     is_rotation_due,
@@ -49,7 +50,15 @@ def test_a_join_token_ends() -> None:
     assert joining_fault(Joining("a", 1, NOW + DAY, revoked=False), NOW) is None
     assert "revoked" in str(joining_fault(Joining("a", 1, NOW + DAY, revoked=True), NOW))
     assert "expired" in str(joining_fault(Joining("a", 1, NOW, revoked=False), NOW))
-    assert "as often" in str(joining_fault(Joining("a", 0, NOW + DAY, revoked=False), NOW))
+    used_up = Joining("a", 0, NOW + DAY, revoked=False)
+    assert "as often" in str(joining_fault(used_up, NOW))
+    assert joining_fault(used_up, NOW, again=True) is None
+    assert "expired" in str(joining_fault(used_up, NOW + DAY, again=True))
+
+
+def test_the_command_for_a_new_machine() -> None:
+    assert enroll_command("https://a.example/", "press-07") == "edgectl enroll https://a.example --name press-07"
+    assert enroll_command("https://a.example/x y", "press-*") == "edgectl enroll 'https://a.example/x y'"
 
 
 def test_only_a_token_for_one_name_replaces_an_agent() -> None:

@@ -23,7 +23,7 @@ from airflow_edge_agent.adapters.credential import Credential, is_ours, possessi
 from airflow_edge_agent.adapters.faults import status_fault
 from airflow_edge_agent.adapters.files import agent_identity, boot_identity
 from airflow_edge_agent.adapters.http import translate
-from airflow_edge_agent.adapters.keys import KeyFault, new_private_key
+from airflow_edge_agent.adapters.keys import KEY_BYTES, KeyFault, new_private_key
 from airflow_edge_agent.adapters.network import proxy_for
 from airflow_edge_agent.configuration import DEFAULT_CONFIG, ConfigError, load
 from airflow_edge_agent.ctl.client import Client, DaemonDown, Refused, find_socket
@@ -38,6 +38,9 @@ from airflow_edge_agent.settings import Settings
 AGENT_USER = "edge-agent"
 DROP_IN = "00-enrolment.toml"
 """Read first of all drop-ins: whoever writes others wins."""
+
+UNANSWERED = "enrolling.json"
+"""In the state directory: the key with which we have asked to be enrolled, until there is an answer."""
 
 TOKEN_MAX_BYTES = 4_096
 SECONDS = 20.0
@@ -72,10 +75,11 @@ def enroll(arguments: argparse.Namespace) -> int:
             with _drop_in(arguments, overrides):
                 agent_id = agent_identity(settings.state_dir)
                 _give(settings.state_dir / "identity.json", owner)
-                private_key = new_private_key()
-                reply = server.exchange(token, private_key, settings.name, agent_id)
-        credential = Credential(reply.credential_id, private_key)
+                attempt = _Attempt(settings, token, owner)
+                reply = server.exchange(token, attempt, settings.name, agent_id)
+        credential = Credential(reply.credential_id, attempt.private_key)
         _write(settings.credential_file, credential.text(), mode=0o600, owner=owner)
+        attempt.answered()
     except (EnrolError, KeyFault, StoreError, TransportError) as error:
         complain(plain(str(error)))
         return REFUSED
@@ -94,6 +98,44 @@ def _tell(reply: EnrollReply) -> None:
         out(f"Its credential is valid until {reply.expires_at:%Y-%m-%d}, and is replaced by itself before.")
     if reply.replaced:
         out("The credentials that this agent had before are not valid any more.")
+
+
+class _Attempt:
+    """One try to be enrolled. Its key is kept until there is an answer.
+
+    The server may have let us in, and its answer may be lost. Asked again with the same key it gives the same answer;
+    another key would need another use of the join token.
+
+    :raises EnrolError: the key cannot be written.
+    """
+
+    def __init__(self, settings: Settings, token: str, owner: tuple[int, int] | None) -> None:
+        self._path = settings.state_dir / UNANSWERED
+        # What the key was meant for. The middle of a join token is its id, and no secret.
+        self._purpose = {"server_url": settings.server_url, "name": settings.name, "join_token": token.split("_")[1]}
+        known = self._read()
+        if known is None:
+            self.private_key = new_private_key()
+            content = self._purpose | {"private_key": self.private_key.hex()}
+            _write(self._path, json.dumps(content) + "\n", mode=0o600, owner=owner)
+        else:
+            self.private_key = known
+
+    def answered(self) -> None:
+        """Forget the key."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def _read(self) -> bytes | None:
+        """Return the key of an attempt for the same purpose; ``None``: there is none."""
+        try:
+            # The folder is the agent's own, and we may be root: no link, and no more than we have written.
+            with os.fdopen(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                found = json.loads(file.read(TOKEN_MAX_BYTES))
+            key = bytes.fromhex(found.pop("private_key"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return key if found == self._purpose and len(key) == KEY_BYTES else None
 
 
 class _Server:
@@ -126,12 +168,13 @@ class _Server:
         if answer.status_code != httpx.codes.UNAUTHORIZED or not is_ours(answer.headers.get("www-authenticate")):
             raise status_fault(self._url, answer.status_code, answer.reason_phrase, location=_location(answer))
 
-    def exchange(self, token: str, private_key: bytes, name: str, agent_id: str) -> EnrollReply:
+    def exchange(self, token: str, attempt: _Attempt, name: str, agent_id: str) -> EnrollReply:
         """Exchange the join token.
 
-        :raises TransportError: the server does not let us in.
+        :raises EnrolError: the server does not let us in.
+        :raises TransportError: there is no answer, or none of the agent API's.
         """
-        public, signature = possession(private_key, name)
+        public, signature = possession(attempt.private_key, name)
         request = EnrollRequest(
             name=name,
             public_key=public,
@@ -149,6 +192,9 @@ class _Server:
             reason = str(answer.json()["error"])[:500]
         except (ValueError, KeyError, TypeError):
             raise status_fault(self._url, answer.status_code, answer.reason_phrase) from None
+        if answer.status_code == httpx.codes.FORBIDDEN:
+            # With this key it will not let us in later either.
+            attempt.answered()
         raise EnrolError(f"{self._url}: not enrolled: {reason}")
 
     def _post(self, token: str | None, content: str | None) -> httpx.Response:
@@ -294,6 +340,12 @@ def _write(path: Path, content: str, *, mode: int, owner: tuple[int, int] | None
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
+        # A power cut must not bring back what was there before: the server may know the new key only.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()

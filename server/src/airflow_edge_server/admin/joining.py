@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from airflow_edge_server.admin import models
 from airflow_edge_server.admin.actions import Actor, ConflictError
 from airflow_edge_server.admin.views import NotFoundError
-from airflow_edge_server.domain.enrolment import names_one
+from airflow_edge_server.domain.enrolment import enroll_command
 from airflow_edge_server.store import enrolment
 
 if TYPE_CHECKING:
@@ -81,8 +80,7 @@ def revoke_join_token(session: Session, token_id: str, actor: Actor) -> models.D
 
 def join_commands(server_url: str, asked: models.JoinTokenOrder) -> dict[models.Platform, list[str]]:
     """Return the commands for a new machine, by platform. The token is typed in, never part of a command."""
-    name = f" --name {asked.name_pattern}" if names_one(asked.name_pattern) else ""
-    enroll = f"edgectl enroll {shlex.quote(server_url)}{name}"
+    enroll = enroll_command(server_url, asked.name_pattern)
     check = "sudo systemctl enable --now edge-agent && edgectl status"
     return {
         "deb": ["sudo apt-get install airflow-edge-agent airflow-edge-runtime", f"sudo {enroll}", check],

@@ -76,7 +76,8 @@ class Enroll:
             return unavailable("the database is busy or cannot be reached")
         if enrolled is None:
             return unauthorized()
-        log.info("Agent %s is enrolled, from host %s.", enrolled.name, clean(wanted.hostname))
+        told = "gets the answer to its enrolment again" if enrolled.repeated else "is enrolled"
+        log.info("Agent %s %s, from host %s.", enrolled.name, told, clean(wanted.hostname))
         reply = EnrollReply(
             credential_id=enrolled.credential_id,
             name=enrolled.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -39,13 +40,16 @@ class Joining:
     revoked: bool
 
 
-def joining_fault(token: Joining, now: datetime) -> str | None:
-    """Return why the token lets nobody in any more; ``None``: it does."""
+def joining_fault(token: Joining, now: datetime, *, again: bool = False) -> str | None:
+    """Return why the token lets nobody in any more; ``None``: it does.
+
+    :param again: whether it has let in the one who asks, who has perhaps not heard of it: that is no other use.
+    """
     if token.revoked:
         return "was revoked"
     if now >= token.expires_at:
         return f"expired at {token.expires_at:%Y-%m-%d %H:%M} UTC"
-    if token.uses_left < 1:
+    if token.uses_left < 1 and not again:
         return "has been used as often as it may be"
     return None
 
@@ -64,6 +68,16 @@ def name_fault(token: Joining, name: str, *, taken: bool) -> str | None:
             f"one with --name {name}, or revoke the agent first"
         )
     return None
+
+
+def enroll_command(server_url: str, name_pattern: str) -> str:
+    """Return the command that makes a new machine an agent. The join token is typed in, never part of it.
+
+    :param server_url: base URL of the api-server, as the machine reaches it.
+    :param name_pattern: of the join token; from one for many names, the machine takes its host name.
+    """
+    name = f" --name {name_pattern}" if names_one(name_pattern) else ""
+    return f"edgectl enroll {shlex.quote(server_url.rstrip('/'))}{name}"
 
 
 def is_rotation_due(created_at: datetime, expires_at: datetime | None, now: datetime) -> bool:

@@ -80,6 +80,8 @@ class Enrolled:
     expires_at: datetime | None
     replaced: int
     """How many credentials of that name were valid before, and are not any more."""
+    repeated: bool = False
+    """Whether this had been answered before, and nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +212,20 @@ def join(
 ) -> Enrolled:
     """Exchange a join token for a credential. Credentials that the agent had before are revoked.
 
+    Whoever has not got the answer asks again with the same key, and gets it again: that is no other use.
+
+    :param token: locked, so that one who asks twice at once is let in once.
     :param public_key: hexadecimal Ed25519 public key.
     :param credential_days: how long the credential is valid; 0: for ever.
     :raises JoinRefusedError: nothing was changed.
     """
     now = datetime.now(UTC)
     joining = Joining(token.name_pattern, token.uses_left, token.expires_at, token.revoked_at is not None)
-    if (fault := joining_fault(joining, now)) is not None:
+    given = _given(session, token, name, public_key)
+    if (fault := joining_fault(joining, now, again=given is not None)) is not None:
         raise JoinRefusedError(f"this join token {fault}: make a new one with `airflow edge-agents enroll`")
+    if given is not None:
+        return _again(session, given, now)
     try:
         agent = ensure_agent(session, name)
     except ValueError as error:
@@ -262,6 +270,41 @@ def join(
     if replaced:
         announce(session, Topic.ORDERS)
     return Enrolled(credential.id, name, list(token.queues), token.team_name, expires_at, replaced)
+
+
+def _given(session: Session, token: EdgeAgentJoinToken, name: str, public_key: str) -> EdgeAgentCredential | None:
+    """Return what this key has been given for the token, whether it is still valid or not."""
+    credential = EdgeAgentCredential
+    query = select(credential).where(
+        credential.join_token_id == token.id, credential.agent_name == name, credential.public_key == public_key
+    )
+    return session.scalars(query.order_by(credential.created_at.desc())).first()
+
+
+def _again(session: Session, given: EdgeAgentCredential, now: datetime) -> Enrolled:
+    """Return the answer that was given before, with what the agent may do now.
+
+    :raises JoinRefusedError: the credential is not valid any more. A repeated request brings nobody back.
+    """
+    if given.revoked_at is not None or (given.expires_at is not None and given.expires_at <= now):
+        raise JoinRefusedError(
+            "this machine was enrolled with this join token before, and what it got was revoked or replaced since: "
+            "make a new one with `airflow edge-agents enroll`"
+        )
+    credential = EdgeAgentCredential
+    replaced = select(func.count()).where(
+        credential.agent_name == given.agent_name, credential.revoked_at == given.created_at
+    )
+    queues, team = granted_to(session, given.agent_name)
+    return Enrolled(
+        given.id,
+        given.agent_name,
+        queues,
+        team,
+        given.expires_at,
+        int(session.scalar(replaced) or 0),
+        repeated=True,
+    )
 
 
 # --- What an agent may do ---------------------------------------------------------------------------------------------
