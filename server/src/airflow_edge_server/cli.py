@@ -9,6 +9,10 @@ import logging
 
 from airflow.cli.cli_config import (
     ARG_OUTPUT,
+    ARG_SSL_CA_FILE,
+    ARG_SSL_CERT,
+    ARG_SSL_CERT_REQS,
+    ARG_SSL_KEY,
     ARG_VERBOSE,
     ActionCommand,
     Arg,
@@ -114,6 +118,7 @@ def get_edge_agents_commands() -> list[GroupCommand]:
                 ),
                 *_looking(),
                 *_changing(),
+                _serving(),
             ),
         )
     ]
@@ -191,6 +196,40 @@ def _changing() -> tuple[ActionCommand, ...]:
             Arg(("id",), help="Id of the job, as `jobs` shows it."),
             Arg(("--reason",), help="Why, for the log of the task."),
             *_WHERE,
+        ),
+    )
+
+
+def _serving() -> ActionCommand:
+    return ActionCommand(
+        name="api-server",
+        help="Serve the agent API, and nothing else of Airflow, as a process of its own",
+        description="Serves the agent API, so that agents do not compete with Airflow's UI. Any number of these may "
+        "run, behind a proxy, beside the api-server. /health answers 200 while agents can be served.",
+        func=lazy_load_command("airflow_edge_server.api_server.api_server"),
+        args=(
+            Arg(("--host",), help="Address to listen on. Default: 127.0.0.1.", default="127.0.0.1"),
+            Arg(
+                ("--port",), help="Port to listen on. Default: 8085.", type=positive_int(allow_zero=False), default=8085
+            ),
+            Arg(("--uds",), metavar="PATH", help="Listen on this unix socket instead; open to its owner and group."),
+            Arg(("--workers",), help="Processes. Default: 1.", type=positive_int(allow_zero=False), default=1),
+            Arg(
+                ("--proxy-headers",),
+                action="store_true",
+                help="Believe a proxy's X-Forwarded-For and X-Forwarded-Proto about where requests come from.",
+            ),
+            Arg(
+                ("--forwarded-allow-ips",),
+                metavar="ADDRESSES",
+                help="Proxies to believe: addresses and networks, separated by commas, or '*'. Default: "
+                "FORWARDED_ALLOW_IPS, else 127.0.0.1; with --uds: whoever connects.",
+            ),
+            ARG_SSL_CERT,
+            ARG_SSL_KEY,
+            ARG_SSL_CA_FILE,
+            ARG_SSL_CERT_REQS,
+            ARG_VERBOSE,
         ),
     )
 

@@ -72,11 +72,25 @@ def sign_token(subject: str, scope: str, *, valid_for: float) -> str:
     return str(generator.generate(extras={"sub": subject, "scope": scope}, valid_for=valid_for))
 
 
+def check_signing_key() -> None:
+    """Check that tokens can be signed with a key that all processes of this Airflow know.
+
+    :raises airflow.exceptions.AirflowConfigException: when there is none.
+    """
+    from airflow.api_fastapi.auth.tokens import get_signing_args  # noqa: PLC0415  as all in here
+    from airflow.exceptions import AirflowConfigException  # noqa: PLC0415  as above
+
+    try:
+        get_signing_args(make_secret_key_if_needed=False)
+    except ValueError as error:
+        raise AirflowConfigException(f"no key to sign tokens with: {error}") from None
+
+
 class ExecutionApi:
     """Airflow's Execution API, called in process.
 
-    It is the app that this api-server has mounted. One that serves other parts only (``--apps core``) gets an app of
-    its own with the first call.
+    It is the app that this api-server has mounted. One that serves other parts only (``--apps core``), or the agent API
+    alone, gets an app of its own with the first call.
     """
 
     def __init__(self) -> None:

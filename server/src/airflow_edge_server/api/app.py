@@ -92,6 +92,7 @@ def create_app(
     mint: Mint = compat.mint_token,
     on_start: Callable[[], object] = compat.install_log_reader,
     authenticate: Authenticate = compat.admin_user,
+    admin: bool = True,
     pace: Pace | None = None,
     body_seconds: float = BODY_SECONDS,
     execution: ASGIApp | None = None,
@@ -104,6 +105,7 @@ def create_app(
     :param mint: makes the token of a workload, given the id of its task instance or callback.
     :param on_start: called when the server starts.
     :param authenticate: tells who uses the admin API.
+    :param admin: whether there is an admin API. It needs Airflow's auth manager.
     :param execution: the Execution API to which calls of jobs are relayed; Airflow's own, unless given.
     :param sign: makes its tokens.
     :raises airflow.exceptions.AirflowConfigException: when the configuration is not valid.
@@ -187,9 +189,10 @@ def create_app(
             Middleware(AgentBounds, allowances=allowances, most_connections=settings.agent_connections),
         ],
     )
-    admin = create_admin_app(sessions, authenticate=authenticate, problem=readiness.problem)
     app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    app.mount(ADMIN_PREFIX, admin)
+    app.state.problem = readiness.problem
+    if admin:
+        app.mount(ADMIN_PREFIX, create_admin_app(sessions, authenticate=authenticate, problem=readiness.problem))
     app.mount("", agents)
     return app
 
