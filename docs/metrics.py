@@ -1,9 +1,10 @@
-"""Writes metrics.md from what the server can emit. ``python docs/metrics.py`` rewrites the file."""
+"""Writes metrics.md from what server and agent can tell. ``python docs/metrics.py`` rewrites the file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from airflow_edge_agent.runtime import exposition
 from airflow_edge_server.telemetry import EMIT_SECONDS, METRICS, PREFIX
 
 PAGE = Path(__file__).parent / "metrics.md"
@@ -12,6 +13,9 @@ INTRODUCTION = f"""\
 # Metrics
 
 This page is written from the code (`python docs/metrics.py`); a test compares the two, and nothing else is emitted.
+There are those that the server gives to Airflow, and those that an agent tells on its own machine.
+
+## Of the server, through Airflow
 
 They go where Airflow's own metrics go: StatsD (`[metrics] statsd_on`) or OpenTelemetry (`otel_on`). They tell agents,
 queues and states apart by tags. Plain StatsD has none: set `statsd_influxdb_enabled` or `statsd_datadog_enabled`, or
@@ -31,13 +35,42 @@ not been loaded into a Grafana or a Prometheus yet.
 """
 
 
+AGENT = """
+## Of an agent, on its machine
+
+Off by default. With `listen` in the [agent's configuration](configuration.md#metrics), the agent answers `GET /metrics`
+with [OpenMetrics](https://prometheus.io/docs/specs/om/open_metrics_spec/) text, on a unix socket or a loopback address:
+
+```
+[metrics]
+listen = "127.0.0.1:9464"        # or "/run/airflow-edge-agent/metrics.sock"
+```
+
+```
+curl http://127.0.0.1:9464/metrics
+curl --unix-socket /run/airflow-edge-agent/metrics.sock http://agent/metrics
+```
+
+Everybody on the machine may read them: they name no Dags, tasks or queues. At most 8 may ask at a time, with at most
+8 KiB and within 5 s. If the address cannot be had, the agent works without, and says so in its log and in `edgectl
+status`.
+
+| metric | kind | labels | meaning |
+| --- | --- | --- | --- |
+"""
+
+
 def page() -> str:
     """Return what is to be in the file."""
     rows = [
         f"| `{PREFIX}{metric.name}` | {metric.kind} | {', '.join(metric.tags)} | {metric.meaning} |\n"
         for metric in METRICS.values()
     ]
-    return INTRODUCTION + "".join(rows)
+    told = [
+        f"| `{metric.sample}` | {metric.kind} | {', '.join(metric.labels)} | {metric.meaning} |\n"
+        for metric in exposition.METRICS.values()
+    ]
+    return "".join((INTRODUCTION, *rows, AGENT, *told))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -67,7 +67,11 @@ from airflow_edge_agent.runtime.reports import NOT_ENROLLED, Person, Reporter
 from airflow_edge_agent.runtime.service import status_loop
 from airflow_edge_agent.runtime.tasklog import TaskLogs
 from airflow_edge_agent.runtime.watchdog import Watchdog
+from airflow_edge_agent.settings import Settings
 from airflow_edge_agent.taskruntime import TaskRuntime
+
+if TYPE_CHECKING:
+    from airflow_edge_agent.adapters.metrics_socket import MetricsListener
 
 log = structlog.get_logger()
 
@@ -257,6 +261,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     reporter.ending = lambda: len(relay.ending)
     # Also where new jobs are not relayed: those of an earlier run of the daemon may be.
     relay_listener = RelayListener(settings.relay_socket, users=runner.users, handler=relay.handle)
+    exposed = _exposed(settings, core, link, person, reporter)
     reloads: set[asyncio.Task[object]] = set()
 
     def reload() -> None:
@@ -298,6 +303,8 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         await recover(pump, runner, store, identity.boot_id)
         # Not before the jobs of the daemon before are known: they would be turned away.
         await relay_listener.open()
+        if exposed is not None:
+            await _expose(exposed, reporter)
         fault = await operations.enroll()
         if fault is not None:
             log.warning(NOT_ENROLLED, reason=fault, edge_event="not_enrolled")
@@ -310,12 +317,38 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         for unused in loops.values():
             unused.close()
         await listener.close()
+        if exposed is not None:
+            await exposed.close()
         await pump.settle()
         await relay_listener.close()
         await runner.close()
         await enrolment.close()
     log.info("edge agent ends", edge_event="agent_ended")
     return pump.exit_code or 0
+
+
+def _exposed(
+    settings: Settings, core: AgentCore, link: LinkLoop, person: Person, reporter: Reporter
+) -> MetricsListener | None:
+    """Make what serves the metrics; ``None``: nobody is to have them."""
+    address = settings.metrics.address
+    if address is None:
+        return None
+    # Only now: by default there is nothing to be served, and it takes memory.
+    from airflow_edge_agent.adapters.metrics_socket import MetricsListener  # noqa: PLC0415
+    from airflow_edge_agent.runtime.exposition import Exposition  # noqa: PLC0415
+
+    probe = PsutilProbe(settings.state_dir)
+    return MetricsListener(address, Exposition(core, link, person, reporter, probe).text)
+
+
+async def _expose(listener: MetricsListener, reporter: Reporter) -> None:
+    """Serve the metrics, if that is possible. An agent without them still does its work."""
+    try:
+        await listener.open()
+    except StoreError as error:
+        reporter.unserved_metrics = f"the metrics are not served: {error}"
+        log.error(reporter.unserved_metrics)
 
 
 def _remember(pump: Pump, maintenance: MaintenanceFile) -> None:

@@ -27,6 +27,8 @@ from airflow_edge_agent.protocol.limits import LimitSettings
 
 ENV_PREFIX = "EDGE_AGENT_"
 
+_LAST_PORT = 65_535
+
 
 def _default_name() -> str:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")
@@ -163,6 +165,54 @@ class ControlSettings(_Section):
     """Members of this group may change things, too: maintenance, drain, queues, slots."""
 
 
+class MetricsSettings(_Section):
+    """The agent's own metrics as OpenMetrics text; off as long as ``listen`` is not given.
+
+    See [metrics](metrics.md).
+    """
+
+    listen: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Path of a unix socket, e.g. ``"/run/airflow-edge-agent/metrics.sock"``, or a loopback address with its port, e.g.
+    ``"127.0.0.1:9464"`` or ``"[::1]:9464"``."""
+    allow_remote: bool = False
+    """Allow an address that others than this machine can reach. There is no encryption and nobody is asked who they
+    are."""
+
+    @model_validator(mode="after")
+    def _known_place(self) -> MetricsSettings:
+        if not isinstance(self.address, tuple):
+            return self
+        host, _ = self.address
+        if not _is_loopback(host) and not self.allow_remote:
+            raise ValueError(
+                f"'listen' is {self.listen}, which other machines can reach, unencrypted and without a password: take "
+                "a loopback address or the path of a unix socket, or set allow_remote = true if the network is trusted"
+            )
+        return self
+
+    @property
+    def address(self) -> Path | tuple[str, int] | None:
+        """Where to listen: a unix socket, or address and port.
+
+        :raises ValueError: it is neither.
+        """
+        if self.listen is None:
+            return None
+        if self.listen.startswith(("/", "~")):
+            return _absolute(Path(self.listen))
+        host, _, port = self.listen.rpartition(":")
+        try:
+            address = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+        except ValueError:
+            address = ""
+        if not address or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) <= _LAST_PORT:
+            raise ValueError(
+                "'listen' must be the path of a unix socket, beginning with '/', or an IP address with a port, like "
+                f"127.0.0.1:9464 or [::1]:9464; it is {self.listen!r}"
+            )
+        return address, int(port)
+
+
 class Threshold(_Section):
     """A limit with hysteresis."""
 
@@ -259,6 +309,7 @@ class Settings(BaseModel):
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
     health: HealthSettings = HealthSettings()
+    metrics: MetricsSettings = MetricsSettings()
     custom_metrics: Annotated[dict[CustomName, CustomMetric], Field(max_length=20)] = {}
     """Commands by name, e.g. ``[custom_metrics.ups]``."""
 

@@ -33,6 +33,7 @@ EXAMPLES = {
     "runner.dir": '"/var/lib/edge-runner"',
     "control.socket": '"/run/airflow-edge-agent/control.sock"',
     "control.read_group": '"adm"',
+    "metrics.listen": '"127.0.0.1:9464"',
     "health.disk_percent.enter": "95",
     "health.disk_percent.leave": "90",
     "health.memory_percent.enter": "95",

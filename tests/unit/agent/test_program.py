@@ -199,6 +199,31 @@ def test_help_and_version_load_next_to_nothing() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_the_daemon_tells_its_metrics_where_it_is_told_to(environment: dict[str, str], config: Path) -> None:
+    path = config.parent / "m.sock"
+    config.write_text(f'{config.read_text()}[metrics]\nlisten = "{path}"\n')
+    with daemon(environment, config) as process:
+        wait_for_line(process, "not connected")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(str(path))
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            text = b"".join(iter(lambda: client.recv(65_536), b"")).decode()
+        assert "airflow_edge_agent_connected 0\n" in text
+        assert text.endswith("# EOF\n")
+        process.terminate()
+        process.wait(SECONDS)
+    assert not path.exists()
+
+
+def test_the_daemon_works_without_metrics_where_they_cannot_be_told(environment: dict[str, str], config: Path) -> None:
+    config.write_text(f'{config.read_text()}[metrics]\nlisten = "/nowhere/at/all/m.sock"\n')
+    with daemon(environment, config) as process:
+        assert "/nowhere/at/all/m.sock" in wait_for_line(process, "the metrics are not served")
+        wait_for_line(process, "not connected")
+        process.terminate()
+
+
 # The log
 
 

@@ -148,6 +148,13 @@ def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ('tls_server_name = ""', "'tls_server_name'"),
         ('carrier = "pigeon"', "'carrier'"),
         ("spool_max_mb = 0", "'spool_max_mb'"),
+        ("[metrics]\nlisten = 9464", "'metrics.listen'"),
+        ("[metrics]\nlisten = '9464'", "'metrics': 'listen' must be the path of a unix socket"),
+        ("[metrics]\nlisten = 'localhost:9464'", "'listen' must be the path of a unix socket"),
+        ("[metrics]\nlisten = '127.0.0.1:0'", "'listen' must be the path of a unix socket"),
+        ("[metrics]\nlisten = '127.0.0.1:65536'", "'listen' must be the path of a unix socket"),
+        ("[metrics]\nlisten = '0.0.0.0:9464'", "set allow_remote = true if the network is trusted"),
+        ("[metrics]\nlisten = '[::]:9464'", "set allow_remote = true if the network is trusted"),
     ],
 )
 def test_bad_settings(tmp_path: Path, line: str, words: str) -> None:
@@ -170,6 +177,20 @@ def test_bad_addresses(tmp_path: Path, url: str) -> None:
 @pytest.mark.parametrize("url", ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:8080", "https://h/x/"])
 def test_good_addresses(tmp_path: Path, url: str) -> None:
     assert load(tmp_path, f'server_url = "{url}"').server_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("lines", "address"),
+    [
+        ("listen = '127.0.0.1:9464'", ("127.0.0.1", 9464)),
+        ("listen = '[::1]:9464'", ("::1", 9464)),
+        ("listen = '/run/x/metrics.sock'", Path("/run/x/metrics.sock")),
+        ("listen = '0.0.0.0:9464'\nallow_remote = true", ("0.0.0.0", 9464)),
+        ("", None),
+    ],
+)
+def test_where_the_metrics_are(tmp_path: Path, lines: str, address: object) -> None:
+    assert load(tmp_path, f"{MINIMAL}\n[metrics]\n{lines}").metrics.address == address
 
 
 def test_plain_http_on_purpose(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ class PsutilProbe:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._process = psutil.Process()
-        # The first call of cpu_percent has no interval to speak of: start it now.
-        psutil.cpu_percent(interval=None)
+        self._cpu_times: tuple[float, float] | None = None
+        # The first look has no interval to speak of: begin it now.
+        self._cpu_percent()
 
     def measure(self) -> Metrics:
         """Measure now. Takes about a millisecond and never waits."""
@@ -36,7 +37,7 @@ class PsutilProbe:
         boot = _try(psutil.boot_time)
         own = _try(self._process.memory_info)
         return Metrics(
-            cpu_percent=_try(lambda: psutil.cpu_percent(interval=None)),
+            cpu_percent=self._cpu_percent(),
             cpu_count=cores,
             load_1_per_core=per_core[0],
             load_5_per_core=per_core[1],
@@ -57,6 +58,19 @@ class PsutilProbe:
             uptime_seconds=None if boot is None else max(0.0, time.time() - boot),
             agent_memory_bytes=own and own.rss,
         )
+
+    def _cpu_percent(self) -> float | None:
+        """Return the share of CPU time since the last look of this probe; psutil knows only one look for all."""
+        times = _try(psutil.cpu_times)
+        if times is None:
+            return None
+        # Time of guests is in that of users already.
+        total: float = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        busy: float = total - times.idle - getattr(times, "iowait", 0.0)
+        before, self._cpu_times = self._cpu_times, (busy, total)
+        if before is None or total <= before[1]:
+            return 0.0
+        return round(min(max(100 * (busy - before[0]) / (total - before[1]), 0.0), 100.0), 1)
 
     def figures(self) -> dict[str, float]:
         """Measure what automatic maintenance goes by."""

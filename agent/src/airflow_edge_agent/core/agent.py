@@ -90,6 +90,9 @@ class AgentCore(OperatedAgent):
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self.jobs: dict[str, AgentJob] = {}
+        self.jobs_started = 0
+        self.jobs_ended = dict.fromkeys(Outcome, 0)
+        """How many jobs this run of the daemon has seen end, by outcome."""
         self.problem: str | None = None
         self.spool_problem: str | None = None
         self.intervals = Intervals()
@@ -135,6 +138,11 @@ class AgentCore(OperatedAgent):
     def undelivered(self) -> int:
         """How many ended jobs the server does not know everything of."""
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
+
+    @property
+    def spooled_bytes(self) -> int:
+        """How much log the server has not acknowledged."""
+        return undelivered_bytes(job.spooled() for job in self.jobs.values())
 
     @property
     def lease_until(self) -> float | None:
@@ -188,7 +196,7 @@ class AgentCore(OperatedAgent):
             case JobHeard(job_id):
                 self._heard(job_id)
             case JobEnded():
-                self._ended(event)
+                self.jobs_ended[event.outcome] += self._ended(event)
             case JobFound():
                 self._found(event)
             case LogGrew():
@@ -381,6 +389,7 @@ class AgentCore(OperatedAgent):
         job.move(Phase.RUNNING)
         job.pid = event.pid
         job.started_at = self._now
+        self.jobs_started += 1
         self._say("info", "started", job, name="job_started")
         self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=event.pid)))
 
@@ -409,10 +418,10 @@ class AgentCore(OperatedAgent):
             self._say("warning", f"ended: {reason}", job)
             self._end_job(job, reason, now)
 
-    def _ended(self, event: JobEnded) -> None:
+    def _ended(self, event: JobEnded) -> bool:
         job = self.jobs.get(event.job_id)
         if job is None or job.phase not in (Phase.STARTING, Phase.RUNNING):
-            return
+            return False
         detail = event.detail and event.detail[:TEXT_LENGTH]
         if job.cancel_reason is not None and event.outcome is Outcome.KILLED:
             detail = job.cancel_reason
@@ -421,6 +430,7 @@ class AgentCore(OperatedAgent):
         job.log_size = max(job.log_size, event.log_bytes)
         self._say("info", f"{event.outcome}" + (f": {detail}" if detail else ""), job, name="job_ended")
         self._out.append(Send(job.result()))
+        return True
 
     def _found(self, event: JobFound) -> None:
         job = AgentJob(

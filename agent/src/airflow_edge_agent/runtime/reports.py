@@ -40,6 +40,8 @@ class Reporter:
         self._person = person
         self.isolation: dict[str, Any] | None = None
         """What keeps jobs apart, as the last runner has said; ``None``: none has, yet."""
+        self.unserved_metrics: str | None = None
+        """Why the metrics are not served although the configuration says so."""
         self.ending: Callable[[], int] = lambda: 0
         """Tells how many jobs have ended and cannot tell Airflow how."""
 
@@ -150,7 +152,8 @@ class Reporter:
         """Say what does not keep it from working, but should be mended."""
         refused = self._core.refused_queues
         unserved = f"not enrolled for these queues, gets no jobs of them: {', '.join(refused)}" if refused else None
-        return [text for text in (self._link.mismatch, self._link.skewed, unserved) if text is not None]
+        texts = (self._link.mismatch, self._link.skewed, unserved, self.unserved_metrics)
+        return [text for text in texts if text is not None]
 
     def maintenance(self) -> dict[str, Any] | None:
         """Describe the maintenance; ``None``: there is none."""
