@@ -167,6 +167,37 @@ def revoking_an_agent_cancels_its_jobs_if_asked() -> None:
     assert last[1] == {"agent": "b", "from": "cli on x", "credentials": 1, "jobs": "cancel", "cancelled": 1}
 
 
+def jobs_of_a_revoked_agent_that_is_away_end_in_airflow_or_go_on() -> None:
+    """Through the executor's own sweep, and the scheduler's own code."""
+    edge = scenes.executor()
+    cancelled, goes_on = scenes.dag_run(2)
+    scenes.queue(edge, [cancelled, goes_on])
+    for ti_id, name in ((cancelled, "a"), (goes_on, "b")):
+        with scenes.db() as session:
+            _join(session, _token(session, name_pattern=name).text, name)
+            agent = session.get_one(EdgeAgent, name)
+            agent.state, agent.last_contact_at = "unknown", datetime.now(UTC) - timedelta(minutes=20)
+        scenes.start(scenes.job_of(ti_id).id, name)
+        scenes.set_ti(ti_id, state="running", last_heartbeat_at=datetime.now(UTC))
+    with scenes.db() as session:
+        enrolment.revoke_agent(session, "a", jobs="cancel", by="me")
+        enrolment.revoke_agent(session, "b", jobs="finish", by="me")
+    scenes.sweep(edge)
+    assert [scenes.job_of(ti_id).state for ti_id in (cancelled, goes_on)] == ["running", "running"]
+    with scenes.db() as session:
+        for name in ("a", "b"):
+            session.get_one(EdgeAgent, name).revoked_at = datetime.now(UTC) - timedelta(seconds=6)
+    scenes.sweep(edge)
+    scenes.sweep(edge)
+    scenes.process_events(edge)
+    assert scenes.job_of(cancelled).outcome == "lost"
+    assert scenes.ti_state(cancelled) == "failed"
+    assert "edge agent a: lost: the agent was revoked by me" in scenes.log_messages()
+    # This one speaks to Airflow by itself, and is heard.
+    assert scenes.job_of(goes_on).state == "running"
+    assert scenes.ti_state(goes_on) == "running"
+
+
 def queues_are_granted_and_taken_back() -> None:
     with scenes.db() as session:
         _join(session, _token(session, name_pattern="a").text, "a")

@@ -54,7 +54,7 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.pump import Pump
-from airflow_edge_server.store import enrolment
+from airflow_edge_server.store import enrolment, queue
 from airflow_edge_server.store.models import EdgeAgentCredential, EdgeAgentJoinToken
 from fakes.frames import make_hello
 from fakes.host import FixedProbe
@@ -492,6 +492,89 @@ async def test_a_copy_that_comes_while_the_original_is_away_is_told_with_both(
     assert "host-1" in entry["before"]
     assert "thief-host" in entry["now"]
     assert "is used on another machine than before" in caplog.text
+
+
+def end(database: Database, credential_id: str, seconds_ago: float) -> None:
+    """Let a credential have been revoked so long ago."""
+    with database.sessions() as session:
+        row = session.get_one(EdgeAgentCredential, credential_id)
+        row.revoked_at = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+
+
+async def test_a_key_that_was_replaced_is_refused_and_told_to_the_audit_log(
+    database: Database, device: Device, client: httpx.AsyncClient
+) -> None:
+    """Somebody has copied it, and comes when the agent has long had another."""
+    copied = device.prover.credential
+    agent = await device.connect()
+    await ask(agent)
+    (stored,) = only(await agent.exchange(device.prover.new_key()), KeyStored)
+    assert device.prover.adopt(stored)
+    await device.connect()
+    thief = FakeAgent(client, "factory", copied.text(), hostname="thief-host", boot_id="thief-boot")
+    # A request that was under way is soon refused like any other, but is nothing to be told.
+    deadline = time.monotonic() + 2
+    while (await thief.post(b'{"frames": []}')).status_code != 401:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert audit(database, "old_credential_refused") == []
+    end(database, copied.id, seconds_ago=40)
+    for _ in range(3):
+        assert (await thief.post(b'{"frames": []}')).status_code == 401
+    (entry,) = audit(database, "old_credential_refused")
+    assert (entry["agent"], entry["credential"], entry["present"]) == ("factory", copied.id, stored.credential_id)
+    assert entry["from"] == "127.0.0.1"
+    assert "replaced at" in entry["why"]
+    assert "host-1" in entry["present_used_by"]
+    assert device.agent_id in entry["last_used_by"]
+    # The agent itself is not disturbed.
+    await device.connect()
+
+
+async def test_who_only_knows_an_id_tells_the_audit_log_nothing(
+    database: Database, agent: FakeAgent, client: httpx.AsyncClient
+) -> None:
+    end(database, agent.credential_id, seconds_ago=3_600)
+    guess = FakeAgent(client, "factory", Credential(agent.credential_id, new_private_key()).text())
+    assert (await guess.post(b'{"frames": []}')).status_code == 401
+    assert audit(database, "old_credential_refused") == []
+    assert (await agent.post(b'{"frames": []}')).status_code == 401
+    (entry,) = audit(database, "old_credential_refused")
+    assert "present" not in entry
+
+
+@pytest.mark.parametrize("jobs", ["cancel", "finish"])
+@pytest.mark.parametrize("dropped", ["before", "by it"])
+async def test_jobs_of_a_revoked_agent_that_is_not_there_end_or_go_on(
+    database: Database, site: Served, client: httpx.AsyncClient, jobs: Literal["finish", "cancel"], dropped: str
+) -> None:
+    """Its line drops before or by the revocation: nobody is there who could obey."""
+    agent = ChannelAgent(client, "factory", database.credential("factory"), url=site.url)
+    await agent.open()
+    job_id = database.add_job()
+    await agent.ready()
+    await agent.take_one(start=True)
+    await until(lambda: database.job(job_id).state == "running")
+    if dropped == "before":
+        await agent.hang_up()
+    with database.sessions() as session:
+        enrolment.revoke_agent(session, "factory", jobs=jobs, by="me")
+    if dropped == "by it":
+        assert await agent.closed() == 1008
+    with database.sessions() as session:
+        # It has had no time to obey yet.
+        assert queue.end_revoked(session, after_seconds=60) == []
+    with database.sessions() as session:
+        ended = queue.end_revoked(session, after_seconds=0)
+    job = database.job(job_id)
+    if jobs == "finish":
+        assert ended == []
+        assert (job.state, job.agent_name) == ("running", "factory")
+        return
+    assert [(lost.id, lost.agent_name, lost.requeued) for lost in ended] == [(job_id, "factory", False)]
+    assert (job.state, job.outcome, job.detail) == ("finished", "lost", "the agent was revoked by me")
+    with database.sessions() as session:
+        assert queue.end_revoked(session, after_seconds=0) == []
 
 
 async def test_a_revoked_agent_hears_which_jobs_to_end_and_is_dropped(

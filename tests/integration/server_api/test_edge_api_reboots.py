@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from airflow.models.log import Log as AuditLog
 from fastapi import FastAPI
+from sqlalchemy import select
 
 from airflow_edge_agent.adapters.http import HttpTransport
 from airflow_edge_agent.adapters.network import Network
@@ -147,6 +149,12 @@ async def test_a_clone_of_a_living_agent_is_refused(
             answer, seconds = await knock(other)
             assert_refused(answer, "host-1", agent.boot_id, other.boot_id)
             assert seconds < POLL_GAP_SECONDS
+            # Its state directory and host name are copied too; what tells them apart is told.
+            with database.sessions() as session:
+                entries = session.scalars(select(AuditLog.extra).where(AuditLog.event == "edge_agents.copy_refused"))
+                told = [str(entry) for entry in entries if other.boot_id in str(entry)]
+            assert len(told) == 1
+            assert f"boot id {agent.boot_id}" in told[0]
     assert database.agent("factory").session_id == session_id
 
 

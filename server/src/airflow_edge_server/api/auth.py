@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -22,8 +23,9 @@ from airflow_edge_agent.protocol import ENROLL_PATH
 from airflow_edge_agent.protocol.enrolment import PROOF_PATTERN, PROOF_SECONDS, REALM, possession_message, proof_message
 from airflow_edge_server import plainly
 from airflow_edge_server.api.refusals import come_again, refuse
+from airflow_edge_server.store.copies import find_ended, note_ended
 from airflow_edge_server.store.enrolment import JOIN_TOKEN_PATTERN, find_credential, find_joining
-from airflow_edge_server.store.transaction import Sessions, read
+from airflow_edge_server.store.transaction import Sessions, read, write
 
 log = plainly.logger(__name__)
 
@@ -34,6 +36,9 @@ SCOPE_KEY = "airflow_edge_server.caller"
 JOIN_KEY = "airflow_edge_server.join_token"
 GONE_KEY = "airflow_edge_server.no_credential"
 """Set when there is no valid credential of that id, whatever the proof."""
+
+TOLD_SECONDS = 600.0
+"""How often the audit log is told that somebody uses the same credential that is not valid any more."""
 
 _MOST_CACHED = 2_000
 _PROOF = re.compile(rb"bearer +(" + PROOF_PATTERN.encode() + rb") *", re.IGNORECASE)
@@ -83,6 +88,8 @@ class Gate:
         self._problem = problem
         self._clock = clock
         self._keys: dict[str, _Key] = {}
+        self._told: dict[str, float] = {}
+        """Of which credentials that have ended the audit log was told, and until when that will do."""
         self._seen: dict[bytes, str] = {}
         """Proofs that were right, by their hash: the cache must not be a place from which they can be read."""
 
@@ -128,6 +135,7 @@ class Gate:
         key = await self._key(credential_id)
         if key is None:
             scope[GONE_KEY] = True
+            await self._note_ended(proof, scope)
             return None
         digest = hashlib.sha256(proof[1]).digest()
         if self._seen.get(digest) != key.public_key:
@@ -138,6 +146,26 @@ class Gate:
                 self._seen.clear()
             self._seen[digest] = key.public_key
         return Caller(key.agent_name, credential_id)
+
+    async def _note_ended(self, proof: re.Match[bytes], scope: Scope) -> None:
+        """Tell the audit log if this was made with the key of a credential that is not valid any more."""
+        credential_id, clock, now = proof[2].decode("ascii"), time.monotonic(), datetime.now(UTC)
+        if self._told.get(credential_id, 0.0) > clock:
+            return
+        loop = asyncio.get_running_loop()
+        find = functools.partial(find_ended, credential_id=credential_id, now=now)
+        row = await loop.run_in_executor(self._threads, read, self._sessions, find)
+        # Whoever knows no more than an id must not be able to fill the audit log.
+        message = proof_message(credential_id, int(proof[3]))
+        if row is None or not is_signed(row.public_key, proof[4].decode("ascii"), message):
+            return
+        if len(self._told) >= _MOST_CACHED:
+            self._told.clear()
+        self._told[credential_id] = clock + TOLD_SECONDS
+        origin = str((scope.get("client") or ("unknown",))[0])
+        log.warning("Somebody at %s uses a credential of agent %s that has ended.", origin, row.agent_name)
+        note = functools.partial(note_ended, credential_id=credential_id, origin=origin, now=now)
+        await loop.run_in_executor(self._threads, write, self._sessions, note)
 
     async def _key(self, credential_id: str) -> _Key | None:
         now = time.monotonic()

@@ -41,8 +41,9 @@ from airflow_edge_server.config import Settings
 from airflow_edge_server.domain.enrolment import Machine
 from airflow_edge_server.store import agents
 from airflow_edge_server.store import sessions as store
+from airflow_edge_server.store.copies import note_copy
 from airflow_edge_server.store.dispatch import Room, read_rooms
-from airflow_edge_server.store.enrolment import add_successor, granted_to, note_copy, note_use
+from airflow_edge_server.store.enrolment import add_successor, granted_to, note_use
 from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.jobs import JobBook
 from airflow_edge_server.store.presence import Presence, Sign

@@ -478,21 +478,6 @@ def note_use(session: Session, credential_id: str, machine: Machine, *, now: dat
     return Moved(before, machine)
 
 
-def note_copy(session: Session, credential_id: str, agent_name: str, message: str) -> None:
-    """Note that an agent was turned away because another machine with its credential is connected.
-
-    :param message: names both.
-    """
-    audit.record(
-        session,
-        "copy_refused",
-        who=f"agent {agent_name}",
-        agent=agent_name,
-        credential=credential_id,
-        message=message,
-    )
-
-
 def purge_credentials(session: Session, *, before: datetime) -> int:
     """Forget credentials and join tokens that have not been valid since then; return how many."""
     credential, token = EdgeAgentCredential, EdgeAgentJoinToken
