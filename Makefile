@@ -90,6 +90,10 @@ fuzz: .venv/ready ## Send a million frames of nonsense to both ends of the wire;
 test-survival: .venv/ready ## Restart, upgrade and kill everything under running tasks, and let tasks do their worst; ARGS=--help
 	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m survival $(ARGS)
 
+.PHONY: test-outage
+test-outage: .venv/ready $(if $(findstring --edge3,$(ARGS)),.bench/env-peer/ready) ## Cut the link for half an hour under 8 tasks; ARGS="--edge3", "--minutes 1" (all clocks shortened), --help
+	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m outage $(ARGS)
+
 .PHONY: test-systemd
 test-systemd: .venv/ready ## Test units and agent on Debian machines with a real systemd; needs root, systemd-container, mmdebstrap
 	@UV="$(abspath $(UV))" $(IN_VENV)/pytest tests/systemd $(ARGS)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from faults.deaf import DeafPort
 from faults.wire import Cutter, Direction, Message
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class FaultProxy:
         self._repeat = 0.0
         self._mute_new = False
         self._refusing = False
+        self._deaf: DeafPort | None = None
         self._barred: re.Pattern[bytes] | None = None
         self._held: re.Pattern[bytes] | None = None
         self._let_go = asyncio.Event()
@@ -195,6 +197,20 @@ class FaultProxy:
 
         self._call(work)
 
+    def black_hole(self) -> None:
+        """Lose everything without a word, until :meth:`heal`: on the present connections, which stay half-open, and
+        whoever wants a new one gets no answer.
+        """
+
+        async def work() -> None:
+            for connection in self._connections:
+                connection.mute = True
+            if self._deaf is None:
+                await self._close_listener()
+                self._deaf = DeafPort(self.port).__enter__()
+
+        self._call(work)
+
     def bar(self, pattern: str) -> None:
         """Deliver no request of the agent's side that matches: its connection is broken instead."""
         self._run(lambda: setattr(self, "_barred", re.compile(pattern.encode())))
@@ -270,6 +286,7 @@ class FaultProxy:
             self._refusing = False
             self._barred = self._held = None
             self._let_go.set()
+            self._stop_being_deaf()
             if self._listener is None:
                 await self._listen()
 
@@ -308,7 +325,13 @@ class FaultProxy:
             await asyncio.sleep(0.02)
             listener.close()
 
+    def _stop_being_deaf(self) -> None:
+        deaf, self._deaf = self._deaf, None
+        if deaf is not None:
+            deaf.__exit__(None, None, None)
+
     async def _stop(self) -> None:
+        self._stop_being_deaf()
         await self._close_listener()
         self._cut(reset=False)
         own = asyncio.current_task()
