@@ -40,7 +40,8 @@ class Verdict:
     failed_inside: int = 0
     """Tasks that Airflow took for failed or to be tried again when the link came back."""
     results_seconds: float | None = None
-    """From the link's return until state and XCom of the tasks that ended inside were in Airflow; ``None``: never."""
+    """From the link's return until state and XCom of the tasks that ended inside were in Airflow, as those of their
+    first try; ``None``: never."""
     lost: int = 0
     """Tasks whose first body's work did not become a success in Airflow."""
     doubled: int = 0
@@ -131,7 +132,7 @@ class Trial:
 
         def there() -> bool:
             return all(
-                self.watch.state(number) == "success" and self._result(number) == number for number in FINISHED_INSIDE
+                self.watch.succeeded_at_once(number) and self._result(number) == number for number in FINISHED_INSIDE
             )
 
         try:
@@ -163,9 +164,7 @@ class Trial:
             bodies = watch.bodies_of(number)
             state = watch.state(number)
             verdict.states[state] = verdict.states.get(state, 0) + 1
-            instance = watch.instances.get(number)
-            taken = state == "success" and instance is not None and instance.try_number == 1
-            verdict.lost += not (taken and bodies and bodies[0].ended_at is not None)
+            verdict.lost += not (watch.succeeded_at_once(number) and bodies and bodies[0].ended_at is not None)
             verdict.doubled += len(bodies) > 1
         verdict.overlapping = watch.overlapping()
         seen = [change.after for change in watch.changes if change.what == "worker in Airflow"]

@@ -85,6 +85,11 @@ class Watch:
         found = self.instances.get(number)
         return str(found.state) if found else "none"
 
+    def succeeded_at_once(self, number: int) -> bool:
+        """Whether a task is a success in its first try, as Airflow last said."""
+        found = self.instances.get(number)
+        return found is not None and (found.state, found.try_number) == ("success", 1)
+
     def bodies_of(self, number: int) -> list[Body]:
         """Return the runs of a task's body, oldest first."""
         return [body for body in self.bodies if body.number == number]

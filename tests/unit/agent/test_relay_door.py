@@ -182,9 +182,11 @@ async def test_a_call_waits_for_a_server_that_is_away(tmp_path: Path) -> None:
         waits = asyncio.create_task(client.get("/execution/variables/x"))
         await asyncio.sleep(0)
         assert not waits.done()
+        assert not place.pump.reached.is_set()
         server = await asyncio.start_server(_answer_once, "127.0.0.1", port)
         async with server:
             assert (await waits).status_code == 200
+        assert place.pump.reached.is_set(), "the link need not wait any longer"
 
 
 async def _answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

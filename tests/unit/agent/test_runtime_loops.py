@@ -266,6 +266,16 @@ async def test_a_name_in_use_is_asked_for_again_soon_and_ever_again(
     assert agent.link._backoff.tries == 0
 
 
+async def test_a_job_that_gets_through_ends_the_wait(agent: Agent) -> None:
+    agent.server.fault = TransportError("nobody there")
+    agent.link._backoff = Backoff(first_seconds=1_000, longest_seconds=1_000)
+    async with agent.running():
+        await eventually(lambda: agent.link._backoff.tries == 1)
+        agent.server.fault = None
+        agent.pump.reached.set()
+        await eventually(lambda: agent.core.connected)
+
+
 async def test_a_refused_credential_ends_the_agent_at_the_third_time(agent: Agent) -> None:
     agent.server.fault = CredentialRefused("https://a: the server refuses this agent's token")
     with capture_logs() as logs:

@@ -138,6 +138,7 @@ class LinkLoop:
         while True:
             wait_for = 0.0
             after = _After.FAILURE
+            self._pump.reached.clear()
             if self._enrolled is not None:
                 await self._enrolled()
             try:
@@ -164,7 +165,22 @@ class LinkLoop:
                 case _After.LEAVE:
                     await asyncio.sleep(chance * self._pump.core.intervals.reconnect_spread_seconds)
                 case _After.FAILURE:
-                    await asyncio.sleep(self._backoff.next_seconds(chance, at_least_seconds=wait_for))
+                    await self._back_off(chance, wait_for)
+
+    async def _back_off(self, chance: float, at_least_seconds: float) -> None:
+        """Wait before the next try. A job that gets through again shows that there is no need to wait any longer."""
+        seconds = self._backoff.next_seconds(chance, at_least_seconds=at_least_seconds)
+        if at_least_seconds:
+            await asyncio.sleep(seconds)
+            return
+        rest, reached = (asyncio.ensure_future(wait) for wait in (asyncio.sleep(seconds), self._pump.reached.wait()))
+        try:
+            await asyncio.wait((rest, reached), return_when=asyncio.FIRST_COMPLETED)
+            if not rest.done():
+                await asyncio.sleep(chance * self._pump.core.intervals.reconnect_spread_seconds)
+        finally:
+            rest.cancel()
+            reached.cancel()
 
     def _lost(self, reason: str) -> None:
         if self._pump.core.connected:

@@ -66,6 +66,8 @@ class Pump:
         self.stirred = asyncio.Event()
         """Set when something was done that may have left memory free."""
         self.stirred.set()
+        self.reached = asyncio.Event()
+        """Set when the server answered a job after it had not answered one."""
         self.on_runner_problem: Callable[[str], None] = lambda _: None
         """Hears why the runner could not work with the task runtime."""
         self._store = store

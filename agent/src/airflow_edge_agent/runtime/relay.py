@@ -61,6 +61,8 @@ class Relay:
         self.ending: set[str] = set()
         """Jobs whose last word to Airflow waits for the server."""
         self._said_at = -_SAY_SECONDS
+        self._away = False
+        """Whether the last call did not get through."""
 
     def access(self, job_id: str) -> tuple[str, Path, str]:
         """Return URL, socket and secret for this job."""
@@ -104,6 +106,7 @@ class Relay:
                 # The fence may change while a call waits: the server may have taken back that it had given the job up.
                 reply = await stack.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
             except TransportError as error:
+                self._away = True
                 wait = min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS)
                 patience = job.disconnect_lease_seconds or PATIENCE_SECONDS
                 if time.monotonic() >= job.heard_at + patience or job.phase not in _WORKS:
@@ -118,6 +121,9 @@ class Relay:
                     await self._reachable(job, patience)
                     return RelayReply.plain(503, str(error))
             else:
+                if self._away:
+                    self._away = False
+                    self._pump.reached.set()
                 if time.monotonic() >= job.heard_at + _HEARD_SECONDS:
                     self._pump.feed(JobHeard(job.job_id))
                 return reply
