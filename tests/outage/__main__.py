@@ -13,10 +13,10 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -27,9 +27,26 @@ from harness.rest import RestError
 from harness.site import SiteError
 from harness.waiting import WaitTimeoutError
 from outage.clocks import FULL_MINUTES, Clocks
-from outage.partition import Verdict, run
+from outage.partition import Cut, Verdict, run
 from outage.report import story, table
 from outage.sides import PEER_ENVIRONMENT, PROJECT, OurSide, PeerSide, Side
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One partition."""
+
+    label: str
+    clocks: Clocks
+    cut: Cut
+    edge3: bool = False
+
+
+SAMPLE = (
+    Plan("all clocks shortened, black hole", Clocks(45, 45 / (FULL_MINUTES * 60)), "blackhole"),
+    Plan("tokens of 10 s, refused", Clocks(40, 1, 10), "refuse"),
+)
+"""What CI has time for: every clock in proportion, and the link cut for longer than a token lives, and nothing else."""
 
 LEAST_MINUTES, MOST_MINUTES = 0.25, 24 * 60.0
 
@@ -39,8 +56,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     arguments = _arguments()
-    scale = min(1.0, arguments.minutes / FULL_MINUTES) if arguments.scale is None else arguments.scale
-    clocks = Clocks(arguments.minutes * 60, scale, arguments.token_seconds)
+    plans = SAMPLE if arguments.sample else (_plan(arguments),)
     folder = Path(tempfile.mkdtemp(prefix="edge-outage-"))
     verdicts: list[Verdict] = []
     began = time.monotonic()
@@ -51,15 +67,21 @@ def main() -> int:
 
     try:
         with ExitStack() as stack:
-            sides = _boot(stack, folder, clocks, peer=arguments.edge3, progress=progress)
-            verdicts = run(sides, clocks, arguments.cut, slack=arguments.slack, progress=progress)
+            progress("starting an Airflow for each side")
+            postgres = stack.enter_context(Postgres(durable=True))
+            keeper = stack.enter_context(Keeper())
+            trials = [
+                (plan, _boot(stack, folder / f"plan-{number}", plan, postgres, keeper))
+                for number, plan in enumerate(plans)
+            ]
+            verdicts = _run(trials, arguments.slack, progress)
     except KeyboardInterrupt:
         return 130
     except (SiteError, ProcessError, PostgresError, RestError, WaitTimeoutError) as error:
         fault = str(error)
     findings = [f"{verdict.label}: {line}" for verdict in verdicts for line in verdict.findings]
     findings += [fault] if fault else []
-    _tell(verdicts, clocks, arguments, time.monotonic() - began)
+    _tell(verdicts, plans, arguments, time.monotonic() - began)
     for line in findings:
         print(f"FAIL  {line}")
     if findings or arguments.keep:
@@ -71,6 +93,12 @@ def main() -> int:
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    scale = min(1.0, arguments.minutes / FULL_MINUTES) if arguments.scale is None else arguments.scale
+    clocks = Clocks(arguments.minutes * 60, scale, arguments.token_seconds)
+    return Plan(OurSide.label, clocks, arguments.cut, edge3=arguments.edge3)
 
 
 def _arguments() -> argparse.Namespace:
@@ -99,6 +127,11 @@ def _arguments() -> argparse.Namespace:
         default="blackhole",
         help="connections are refused, or packets vanish without a word (default: blackhole)",
     )
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="two short ones at the same time, instead of all that can be chosen above: about 100 s",
+    )
     parser.add_argument("--edge3", action="store_true", help="side by side with Airflow's edge3 worker, from PyPI")
     parser.add_argument(
         "--slack",
@@ -125,24 +158,37 @@ def _number_from(least: float, most: float) -> Callable[[str], float]:
     return number
 
 
-def _boot(stack: ExitStack, folder: Path, clocks: Clocks, *, peer: bool, progress: Callable[[str], None]) -> list[Side]:
-    """Start everything, both sides at the same time."""
-    progress("starting an Airflow for each side")
-    postgres = stack.enter_context(Postgres(durable=True))
-    keeper = stack.enter_context(Keeper())
-    sides: list[Side] = [
-        OurSide(folder / "ours", keeper=keeper, database_url=postgres.create_database(), clocks=clocks)
-    ]
-    if peer:
-        sides.append(PeerSide(folder / "edge3", keeper=keeper, database_url=postgres.create_database(), clocks=clocks))
+def _boot(stack: ExitStack, folder: Path, plan: Plan, postgres: Postgres, keeper: Keeper) -> list[Side]:
+    """Prepare the sides of a plan."""
+
+    def make(kind: type[OurSide | PeerSide]) -> Side:
+        name = "edge3" if kind is PeerSide else "ours"
+        return kind(folder / name, keeper=keeper, database_url=postgres.create_database(), clocks=plan.clocks)
+
+    sides = [make(OurSide), *([make(PeerSide)] if plan.edge3 else [])]
+    sides[0].label = plan.label
     for side in sides:
         stack.push(side)
-    with ThreadPoolExecutor(len(sides)) as threads:
-        list(threads.map(lambda side: side.__enter__(), sides))
     return sides
 
 
-def _tell(verdicts: list[Verdict], clocks: Clocks, arguments: argparse.Namespace, seconds: float) -> None:
+def _run(trials: Sequence[tuple[Plan, list[Side]]], slack: float, progress: Callable[[str], None]) -> list[Verdict]:
+    """Start everything at the same time, and run all plans at the same time."""
+
+    def one(trial: tuple[Plan, list[Side]]) -> list[Verdict]:
+        plan, sides = trial
+        return run(sides, plan.clocks, plan.cut, slack=slack, progress=progress)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda side: side.__enter__(), [side for _, sides in trials for side in sides]))
+    if len(trials) == 1:
+        # In this thread, which hears of interrupts.
+        return one(trials[0])
+    with ThreadPoolExecutor() as threads:
+        return [verdict for verdicts in threads.map(one, trials) for verdict in verdicts]
+
+
+def _tell(verdicts: list[Verdict], plans: Sequence[Plan], arguments: argparse.Namespace, seconds: float) -> None:
     for verdict in verdicts:
         print(f"\n{verdict.label}: what happened, after the cut\n{story(verdict)}")
         if verdict.says:
@@ -159,10 +205,14 @@ def _tell(verdicts: list[Verdict], clocks: Clocks, arguments: argparse.Namespace
             "python": platform.python_version(),
             "load": os.getloadavg(),
         },
-        "cut": arguments.cut,
-        "clocks": asdict(clocks),
-        "settings": clocks.airflow() | clocks.ours(),
-        "settings_of_edge3": clocks.airflow() | clocks.worker() if arguments.edge3 else None,
+        "plans": [
+            asdict(plan)
+            | {
+                "settings": plan.clocks.airflow() | plan.clocks.ours(),
+                "settings_of_edge3": plan.clocks.airflow() | plan.clocks.worker() if plan.edge3 else None,
+            }
+            for plan in plans
+        ],
         "seconds": round(seconds),
         "sides": [asdict(verdict) for verdict in verdicts],
     }

@@ -31,8 +31,12 @@ class Clocks:
 
     @property
     def heartbeat_timeout_seconds(self) -> float:
-        """After which time without heartbeat the scheduler fails a task."""
-        return self._scaled(300, 15)
+        """After which time without heartbeat the scheduler fails a task.
+
+        The server sends heartbeats for a task once its agent has been silent for a heartbeat and ten seconds, and looks
+        every five.
+        """
+        return self._scaled(300, 25)
 
     @property
     def retry_delay_seconds(self) -> float:

@@ -173,6 +173,24 @@ def test_half_open_swallows_without_closing(proxy: FaultProxy, server: EchoServe
     assert connect().ask(b"three") == b"three"
 
 
+def test_a_black_hole_answers_nobody_until_it_is_healed(
+    proxy: FaultProxy, server: EchoServer, connect: Connect
+) -> None:
+    client = connect()
+    assert client.ask(b"one") == b"one"
+    proxy.black_hole()
+    client.send(b"two")
+    client.socket.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        client.socket.recv(10)
+    with pytest.raises(TimeoutError), socket.create_connection(("127.0.0.1", proxy.port), timeout=0.3):
+        pass
+    proxy.black_hole()
+    proxy.heal()
+    assert connect().ask(b"three") == b"three"
+    assert server.bodies == [b"one", b"three"]
+
+
 def test_slow_and_in_single_bytes(proxy: FaultProxy, connect: Connect) -> None:
     client = connect()
     for direction in ("up", "down"):
