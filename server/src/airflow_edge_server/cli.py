@@ -1,6 +1,6 @@
 """``airflow edge-agents``: the commands and their arguments.
 
-Airflow imports this for every command line: what the commands do is in :mod:`airflow_edge_server.commands`.
+Airflow imports this for every command line: what the commands do is in :mod:`airflow_edge_server.admin`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from airflow.cli.cli_config import (
 # there the commands' JSON is to go.
 logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
-_COMMANDS = "airflow_edge_server.commands"
+_JOINING = "airflow_edge_server.admin.join_commands"
 _FLEET = "airflow_edge_server.admin.commands"
 
 _NAME = Arg(
@@ -42,6 +42,11 @@ _TEAM = Arg(("--team",), help="Team whose jobs the agent gets. Default: jobs of 
 _USES = Arg(("--uses",), help="How many times the join token may be used. Default: 1.", type=int, default=1)
 _EXPIRES = Arg(("--expires",), help="How long the join token may be used: 90s, 30m, 2h, 1d. Default: 1h.", default="1h")
 _SERVER_URL = Arg(("--server-url",), help="Airflow's address as the new machine reaches it. Default: [api] base_url.")
+_PLATFORM = Arg(
+    ("--platform",),
+    help="Show all commands for a machine with these packages. Default: only those that all have in common.",
+    choices=("deb", "rpm", "manual"),
+)
 _JOBS = Arg(
     ("--jobs",),
     help="What becomes of the tasks that it runs: they finish, and tell Airflow so themselves, or they are cancelled. "
@@ -50,9 +55,6 @@ _JOBS = Arg(
     default="finish",
 )
 _AGENT = Arg(("name",), help="Name of the agent.")
-_TOKEN_ID = Arg(
-    ("id",), help="Id of the join token, as `join-tokens list` shows it: the part between 'eaj_' and the next '_'."
-)
 _AGENTS = Arg(("names",), nargs="*", metavar="NAME", help="Names of agents, or patterns with * and ?.")
 _WITH_QUEUE = Arg(("--queue",), help="Only agents that serve this queue.")
 _WITH_STATE = Arg(
@@ -68,6 +70,12 @@ _TOKEN_FILE = Arg(("--token-file",), help="File with a token of the api-server, 
 _WHERE = (_URL, _TOKEN_FILE, ARG_OUTPUT, ARG_VERBOSE)
 _WHOM = (_AGENTS, _WITH_QUEUE, _WITH_STATE)
 _ORDER = (*_WHOM, _DRY_RUN, *_WHERE)
+_WHICH_JOBS = (
+    Arg(("--state",), dest="job_state", action="append", help="queued, offered, accepted, running or finished."),
+    Arg(("--queue",), help="Only jobs of this queue."),
+    Arg(("--agent",), help="Only jobs of this agent."),
+    Arg(("--dag-id",), help="Only jobs of this Dag."),
+)
 _LIMIT = Arg(("--limit",), type=positive_int(allow_zero=False), default=100, help="Most entries to show. Default: 100.")
 _SWITCH = Arg(("switch",), help="Whether the agent is to be in maintenance.", choices=("on", "off"), metavar="on|off")
 _COMMENT = Arg(("--comment",), help="Why, for everyone who looks at the agent.")
@@ -75,53 +83,82 @@ _COMMENT = Arg(("--comment",), help="Why, for everyone who looks at the agent.")
 
 def get_edge_agents_commands() -> list[GroupCommand]:
     """Return the group of commands that Airflow's command line offers."""
-    join_tokens = GroupCommand(
-        name="join-tokens",
-        help="Manage the join tokens that `enroll` makes",
-        subcommands=(
-            ActionCommand(
-                name="list",
-                help="List the join tokens, without their secrets",
-                func=lazy_load_command(f"{_COMMANDS}.join_token_list"),
-                args=(ARG_OUTPUT, ARG_VERBOSE),
-            ),
-            ActionCommand(
-                name="revoke",
-                help="Let nobody in with a join token any more; agents that came with it stay",
-                func=lazy_load_command(f"{_COMMANDS}.join_token_revoke"),
-                args=(_TOKEN_ID, ARG_VERBOSE),
-            ),
-        ),
-    )
     return [
         GroupCommand(
             name="edge-agents",
             help="Manage edge agents",
             description="Agents at remote sites that run tasks for the EdgeExecutor.",
             subcommands=(
-                ActionCommand(
-                    name="enroll",
-                    help="Make a join token for a new machine, and show it, this once",
-                    description="Makes a join token. `edgectl enroll` exchanges it on the new machine for a credential "
-                    "of its own: a key pair whose private half never leaves that machine. The commands to run there "
-                    "are printed on standard error, the token alone on standard output.",
-                    func=lazy_load_command(f"{_COMMANDS}.enroll"),
-                    args=(_NAME, _QUEUES, _TEAM, _USES, _EXPIRES, _SERVER_URL, ARG_OUTPUT, ARG_VERBOSE),
-                ),
-                join_tokens,
-                ActionCommand(
-                    name="revoke",
-                    help="Revoke the credentials of an agent: its connection ends within two seconds",
-                    description="Revokes all credentials of an agent. It cannot come back until it is enrolled again.",
-                    func=lazy_load_command(f"{_COMMANDS}.revoke"),
-                    args=(_AGENT, _JOBS, ARG_VERBOSE),
-                ),
+                *_joining(),
                 *_looking(),
                 *_changing(),
                 _serving(),
             ),
         )
     ]
+
+
+def _joining() -> tuple[ActionCommand | GroupCommand, ...]:
+    for_name = Arg(("--name",), help="Only those for this name, with * and ? for those that match, e.g. 'press-*'.")
+    with_queue = Arg(("--queue",), help="Only those that grant this queue.")
+    return (
+        ActionCommand(
+            name="enroll",
+            help="Make a join token for a new machine, and show it, this once",
+            description="Makes a join token. `edgectl enroll` exchanges it on the new machine for a credential "
+            "of its own: a key pair whose private half never leaves that machine. The commands to run there "
+            "are printed on standard error, the token alone on standard output.",
+            func=lazy_load_command(f"{_JOINING}.enroll"),
+            args=(_NAME, _QUEUES, _TEAM, _USES, _EXPIRES, _SERVER_URL, _PLATFORM, *_WHERE),
+        ),
+        GroupCommand(
+            name="join-tokens",
+            help="Manage the join tokens that `enroll` makes",
+            subcommands=(
+                ActionCommand(
+                    name="list",
+                    help="List the join tokens, without their secrets",
+                    func=lazy_load_command(f"{_JOINING}.join_token_list"),
+                    args=(
+                        for_name,
+                        with_queue,
+                        Arg(("--usable",), action="store_true", help="Only those that still let somebody in."),
+                        *_WHERE,
+                    ),
+                ),
+                ActionCommand(
+                    name="revoke",
+                    help="Let nobody in with a join token any more; agents that came with it stay",
+                    func=lazy_load_command(f"{_JOINING}.join_token_revoke"),
+                    args=(
+                        Arg(
+                            ("ids",),
+                            nargs="*",
+                            metavar="ID",
+                            help="Ids of join tokens, as `join-tokens list` shows them: the part between 'eaj_' and "
+                            "the next '_'. Without any: all that still let somebody in, for that name and queue.",
+                        ),
+                        for_name,
+                        with_queue,
+                        _DRY_RUN,
+                        *_WHERE,
+                    ),
+                ),
+            ),
+        ),
+        _command(
+            "revoke",
+            "Revoke the credentials of agents: their connections end within two seconds, and they cannot come back "
+            "until they are enrolled again",
+            "revoke",
+            _AGENTS,
+            _JOBS,
+            _WITH_QUEUE,
+            _WITH_STATE,
+            _DRY_RUN,
+            *_WHERE,
+        ),
+    )
 
 
 def _looking() -> tuple[ActionCommand, ...]:
@@ -143,12 +180,7 @@ def _looking() -> tuple[ActionCommand, ...]:
             "jobs",
             "List jobs, newest first, and why those that wait do so",
             "jobs",
-            Arg(
-                ("--state",), dest="job_state", action="append", help="queued, offered, accepted, running or finished."
-            ),
-            Arg(("--queue",), help="Only jobs of this queue."),
-            Arg(("--agent",), help="Only jobs of this agent."),
-            Arg(("--dag-id",), help="Only jobs of this Dag."),
+            *_WHICH_JOBS,
             _LIMIT,
             *_WHERE,
         ),
@@ -191,10 +223,12 @@ def _changing() -> tuple[ActionCommand, ...]:
         _command("remove", "Forget agents that are offline, with their credentials", "remove", *_ORDER),
         _command(
             "cancel",
-            "End a job; Airflow takes this try of its task for failed",
+            "End jobs; Airflow takes this try of their tasks for failed",
             "cancel",
-            Arg(("id",), help="Id of the job, as `jobs` shows it."),
+            Arg(("ids",), nargs="*", metavar="ID", help="Ids of jobs, as `jobs` shows them."),
+            *_WHICH_JOBS,
             Arg(("--reason",), help="Why, for the log of the task."),
+            _DRY_RUN,
             *_WHERE,
         ),
     )

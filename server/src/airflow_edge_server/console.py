@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
+    from pydantic import ValidationError
+
     Command = Callable[[Namespace], None]
 
 
@@ -52,6 +54,12 @@ def fail(message: str) -> NoReturn:
 def note(message: str) -> None:
     """Tell people something that programs which read the output need not know."""
     print(visible(message, keep="\n"), file=sys.stderr)  # noqa: T201  a command's output
+
+
+def fault_of(error: ValidationError) -> str:
+    """Say in one line what is wrong first with what was given, without repeating it."""
+    fault = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
 
 
 def show_time(moment: datetime | None) -> str:

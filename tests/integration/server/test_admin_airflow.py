@@ -187,6 +187,54 @@ def test_the_command_line_does_the_same_beside_airflow_and_from_elsewhere(site: 
     assert told[1][2]["from"].startswith("command line on ")
 
 
+def test_agents_are_let_in_and_shut_out_from_elsewhere(site: AirflowSite, tmp_path: Path) -> None:
+    remote = elsewhere(site, "op", tmp_path)
+    rows = ("--output", "json")
+    made = cli(site, "enroll", "--name", "oven-*", "--queues", "a,b", "--platform", "rpm", *rows, **remote)
+    (token,) = json.loads(made.stdout)
+    assert token["commands"][:2] == [
+        "sudo dnf install airflow-edge-agent airflow-edge-runtime",
+        f"sudo edgectl enroll {site.url}",
+    ]
+    alone = cli(site, "enroll", "--name", "oven-1", "--server-url", "https://air.example/", **remote)
+    assert alone.returncode == 0, alone.stderr
+    assert "    sudo edgectl enroll https://air.example --name oven-1\n" in alone.stderr
+    assert "apt-get" not in alone.stderr
+    plain = alone.stdout.strip()
+    listed = cli(site, "join-tokens", "list", "--name", "oven-*", "--usable", *rows, **remote)
+    assert {row["names"] for row in json.loads(listed.stdout)} == {"oven-*", "oven-1"}
+    assert plain.split("_", 2)[2] not in listed.stdout
+
+    dry = cli(site, "join-tokens", "revoke", "--name", "oven-*", "--dry-run", **remote)
+    assert dry.stderr.count("would be done: lets nobody in any more") == 2, dry.stderr
+    done = cli(site, "join-tokens", "revoke", "--queue", "a", **remote)
+    assert (done.returncode, done.stderr) == (0, f"Join token {token['id']} lets nobody in any more\n")
+    # One that is not there keeps no other back; the secret of a whole token is not repeated.
+    done = cli(site, "join-tokens", "revoke", "0" * 16, plain, *rows, **remote)
+    assert done.returncode == 1
+    assert [row["ok"] for row in json.loads(done.stdout)] == ["False", "True"]
+    assert plain not in done.stdout + done.stderr
+    assert json.loads(cli(site, "join-tokens", "list", "--name", "oven-*", "--usable", *rows).stdout) == []
+
+    here = Path(sys.prefix)
+    for name in ("kiln-1", "kiln-2"):
+        join = cli(site, "enroll", "--name", name, "--queues", name, **remote).stdout.strip()
+        root = tmp_path / name
+        AgentProcess(
+            root, keeper=site.keeper, environment=here, runtime=here, server_url=site.url, token=join, name=name
+        ).enroll(join)
+    revoked = "SELECT name FROM edge_agent WHERE name LIKE 'kiln-%' AND revoked_at IS NOT NULL"
+    order = ("revoke", "kiln-*", "--state", "offline", "--jobs", "cancel")
+    dry = cli(site, *order, "--dry-run", **remote)
+    assert dry.stderr.count("would be done: is shut out: 1 credentials revoked") == 2, dry.stderr
+    assert site.query(revoked) == []
+    (row,) = json.loads(cli(site, "revoke", "kiln-1", *rows, **remote).stdout)
+    assert (row["name"], row["ok"]) == ("kiln-1", "True")
+    assert site.query(revoked) == [("kiln-1",)]
+    owners = site.query("SELECT DISTINCT owner FROM log WHERE event = 'edge_agents.revoke_agent'")
+    assert owners == [("the-op",)]
+
+
 @pytest.mark.usefixtures("enrolled")
 @pytest.mark.parametrize(
     ("arguments", "role", "says"),
@@ -195,6 +243,11 @@ def test_the_command_line_does_the_same_beside_airflow_and_from_elsewhere(site: 
         (("concurrency", "none", "press-07"), None, "slots: "),
         (("drain", "press-07"), "viewer", "may not change edge agents"),
         (("list", "--url", "http://airflow.example.com"), "viewer", "would send the token in the clear"),
+        (("enroll", "--name", "a b"), "op", "'a b' is no name or pattern"),
+        (("enroll", "--name", "x", "--uses", "0"), "op", "uses: "),
+        (("join-tokens", "revoke"), None, "which join tokens?"),
+        (("cancel",), None, "which jobs?"),
+        (("cancel", "00000000-0000-0000-0000-000000000000"), "op", "that has not ended"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(

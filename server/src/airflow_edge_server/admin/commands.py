@@ -5,66 +5,21 @@ A fault ends with one line on standard error and a status that is not 0.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
-from airflow_edge_server import plainly
 from airflow_edge_server.admin import models
-from airflow_edge_server.admin.actions import Actor
-from airflow_edge_server.admin.fleet import Fleet, FleetError, LocalFleet
-from airflow_edge_server.console import age, command, current_user, fail, note, origin, seconds_of, show_time
-from airflow_edge_server.store.db import schema_problem
+from airflow_edge_server.admin.fleet import PAGE, Fleet, FleetError
+from airflow_edge_server.admin.reach import open_fleet, print_rows, tell
+from airflow_edge_server.console import age, command, fail, fault_of, note, seconds_of, show_time
+from airflow_edge_server.domain.enrolment import matches
 from airflow_edge_server.store.fleet import AgentFilter, JobFilter
-from airflow_edge_server.store.transaction import airflow_sessions
 
 if TYPE_CHECKING:
     from argparse import Namespace
-
-URL_VARIABLE = "AIRFLOW_EDGE_AGENTS_URL"
-TOKEN_VARIABLE = "AIRFLOW_EDGE_AGENTS_TOKEN"  # noqa: S105  a name
-
-
-@contextlib.contextmanager
-def _fleet(args: Namespace) -> Iterator[Fleet]:
-    url = args.url or os.environ.get(URL_VARIABLE)
-    try:
-        if not url:
-            if (problem := schema_problem()) is not None:
-                fail(problem)
-            yield LocalFleet(airflow_sessions, Actor(current_user() or "unknown", origin()))
-            return
-        from airflow_edge_server.admin.remote import RemoteFleet  # noqa: PLC0415  not needed beside Airflow
-
-        with contextlib.closing(RemoteFleet(url, _token(args))) as remote:
-            yield remote
-    except FleetError as error:
-        fail(str(error))
-
-
-def _token(args: Namespace) -> str:
-    if args.token_file is not None:
-        try:
-            token = Path(args.token_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            fail(f"the token cannot be read from {args.token_file}: {error}")
-    else:
-        token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    if not token or not token.isascii() or not token.isprintable():
-        fail(f"no token: set {TOKEN_VARIABLE} or give --token-file; POST /auth/token of the api-server makes one")
-    return token
-
-
-def _print(args: Namespace, rows: Iterable[dict[str, Any]]) -> None:
-    plainly.print_rows(list(rows), output=args.output)
-
 
 # --- Looking ----------------------------------------------------------------------------------------------------------
 
@@ -72,10 +27,10 @@ def _print(args: Namespace, rows: Iterable[dict[str, Any]]) -> None:
 @command
 def overview(args: Namespace) -> None:
     """Show the fleet at a glance."""
-    with _fleet(args) as fleet:
+    with open_fleet(args) as fleet:
         seen = fleet.overview()
     if args.output in {"json", "yaml"}:
-        _print(args, [seen.model_dump(mode="json")])
+        print_rows(args, [seen.model_dump(mode="json")])
         return
     states = ", ".join(f"{count} {state}" for state, count in seen.agents_by_state.items())
     rows = {
@@ -87,23 +42,23 @@ def overview(args: Namespace) -> None:
         "queues without agent": ", ".join(seen.queues_without_agent),
         **{f"problem: {trouble.name}": trouble.problem for trouble in seen.problems},
     }
-    _print(args, ({"what": what, "how": how} for what, how in rows.items()))
+    print_rows(args, ({"what": what, "how": how} for what, how in rows.items()))
 
 
 @command
 def agents_list(args: Namespace) -> None:
     """List agents."""
-    with _fleet(args) as fleet:
-        _print(args, (_agent_row(agent) for agent in _selected(fleet, args)))
+    with open_fleet(args) as fleet:
+        print_rows(args, (_agent_row(agent) for agent in _selected(fleet, args)))
 
 
 @command
 def show(args: Namespace) -> None:
     """Show one agent in full."""
-    with _fleet(args) as fleet:
+    with open_fleet(args) as fleet:
         agent = fleet.agent(args.name)
     if args.output in {"json", "yaml"}:
-        _print(args, [agent.model_dump(mode="json")])
+        print_rows(args, [agent.model_dump(mode="json")])
         return
     rows = _agent_row(agent) | {
         "connected_at": show_time(agent.connected_at),
@@ -111,15 +66,15 @@ def show(args: Namespace) -> None:
         "overrides": _overrides(agent.overrides),
         **{f"[{name}]": str(value) for name, value in (agent.configuration or {}).items()},
     }
-    _print(args, ({"what": what, "how": how} for what, how in rows.items()))
+    print_rows(args, ({"what": what, "how": how} for what, how in rows.items()))
 
 
 @command
 def events(args: Namespace) -> None:
     """List what happened to an agent."""
-    with _fleet(args) as fleet:
+    with open_fleet(args) as fleet:
         found = fleet.events(args.name, limit=args.limit)
-    _print(
+    print_rows(
         args,
         (
             {"at": show_time(one.at), "kind": one.kind, "by": one.by or "", "detail": one.detail or ""}
@@ -131,9 +86,9 @@ def events(args: Namespace) -> None:
 @command
 def metrics(args: Namespace) -> None:
     """Show how an agent's host was."""
-    with _fleet(args) as fleet:
+    with open_fleet(args) as fleet:
         found = fleet.metrics(args.name, minutes=args.minutes)
-    _print(
+    print_rows(
         args,
         (
             {
@@ -151,9 +106,9 @@ def metrics(args: Namespace) -> None:
 @command
 def queues(args: Namespace) -> None:
     """List the queues."""
-    with _fleet(args) as fleet:
+    with open_fleet(args) as fleet:
         found = fleet.queues()
-    _print(
+    print_rows(
         args,
         (
             {
@@ -176,9 +131,9 @@ def jobs(args: Namespace) -> None:
     """List jobs."""
     states = [_one_of(JobState, text) for text in args.job_state or ()]
     wanted = JobFilter(states=states, queue=args.queue, agent=args.agent, dag_id=args.dag_id)
-    with _fleet(args) as fleet:
+    with open_fleet(args) as fleet:
         found = fleet.jobs(wanted, limit=args.limit)
-    _print(args, (_job_row(job) for job in found.items))
+    print_rows(args, (_job_row(job) for job in found.items))
     if found.total > len(found.items):
         note(f"{found.total - len(found.items)} more match: see --limit and the other options")
 
@@ -252,32 +207,60 @@ def remove(args: Namespace) -> None:
 
 
 @command
+def revoke(args: Namespace) -> None:
+    """Take agents' credentials away."""
+    _order(args, action="revoke", running_jobs=args.jobs)
+
+
+@command
 def cancel(args: Namespace) -> None:
-    """End a job."""
-    with _fleet(args) as fleet:
-        done = fleet.cancel(args.id, args.reason)
-    note(f"Job {done.name} {done.message}.")
+    """End jobs."""
+    states = [_one_of(JobState, text) for text in args.job_state or ()]
+    if JobState.FINISHED in states:
+        fail("a finished job cannot be cancelled: leave out --state finished")
+    if not (args.ids or states or args.queue or args.agent or args.dag_id):
+        fail("which jobs? Give their ids, or say --queue, --agent, --dag-id or --state")
+    wanted = JobFilter(
+        states=states or [state for state in JobState if state is not JobState.FINISHED],
+        queue=args.queue,
+        agent=args.agent,
+        dag_id=args.dag_id,
+        ids=args.ids,
+    )
+    with open_fleet(args) as fleet:
+        found = fleet.jobs(wanted, limit=PAGE)
+        known = {job.id for job in found.items}
+        results = [_not_to_cancel(job_id) for job_id in dict.fromkeys(args.ids) if job_id not in known]
+        for job in found.items:
+            try:
+                what = f"of {job.dag_id or job.kind}, {job.state}, is cancelled; Airflow takes this try for failed"
+                dry = models.Done(name=job.id, ok=True, message=what)
+                results.append(dry if args.dry_run else fleet.cancel(job.id, args.reason))
+            except FleetError as error:
+                results.append(models.Done(name=job.id, ok=False, message=str(error)))
+    if not results:
+        note("No such job waits or runs.")
+    if found.total > len(found.items):
+        note(f"{found.total - len(found.items)} more match: run this again for them")
+    tell(args, "Job", results, dry_run=args.dry_run)
+
+
+def _not_to_cancel(job_id: str) -> models.Done:
+    message = f"there is no job {job_id} that has not ended, or not one with these options"
+    return models.Done(name=job_id, ok=False, message=message, code="not_found")
 
 
 def _order(args: Namespace, **what: Any) -> None:
     try:
         order = models.AgentOrder(**what)
     except ValidationError as error:
-        fault = error.errors()[0]
-        fail(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}")
-    with _fleet(args) as fleet:
+        fail(fault_of(error))
+    with open_fleet(args) as fleet:
         if not (args.names or args.queue or args.state):
             fail("which agents? Name them, with * and ? if you like, or say --queue or --state")
         names = [agent.name for agent in _selected(fleet, args)]
         done = fleet.order(names, order, dry_run=args.dry_run)
-    prefix = "would be done: " if done.dry_run else ""
-    if args.output in {"json", "yaml"}:
-        _print(args, (one.model_dump(mode="json") for one in done.results))
-    else:
-        for one in done.results:
-            note(f"Agent {one.name} {prefix}{one.message}" if one.ok else f"error: {one.message}")
-    if done.failed:
-        raise SystemExit(1)
+    tell(args, "Agent", done.results, dry_run=done.dry_run)
 
 
 def _selected(fleet: Fleet, args: Namespace) -> list[models.AgentItem]:
@@ -290,18 +273,13 @@ def _selected(fleet: Fleet, args: Namespace) -> list[models.AgentItem]:
     for name in args.names or [None]:
         wanted = AgentFilter(name=name, queue=args.queue, states=states)
         # Upper and lower case differ where something is to be changed.
-        matching = [one for one in fleet.agents(wanted) if name is None or _matches(one.name, name)]
+        matching = [one for one in fleet.agents(wanted) if name is None or matches(name, one.name)]
         if not matching and name is not None:
             what = "like" if set(name) & set("*?") else "called"
             filters = " with that queue and state" if states or args.queue else ""
             raise FleetError(f"there is no agent {what} {name!r}{filters}: see `airflow edge-agents list`")
         found |= {one.name: one for one in matching}
     return [found[name] for name in sorted(found)]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    expression = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
-    return re.fullmatch(expression, name) is not None
 
 
 def _one_of(kind: type[Any], text: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from airflow_edge_server.admin import actions, models, views
+from airflow_edge_server import compat
+from airflow_edge_server.admin import actions, joining, models, views
 from airflow_edge_server.store.fleet import AgentFilter, JobFilter
 from airflow_edge_server.store.transaction import Sessions, read, write
 
@@ -49,6 +50,15 @@ class Fleet(Protocol):
 
     def cancel(self, job_id: str, reason: str | None) -> models.Done:
         """End a job."""
+
+    def create_join_token(self, asked: models.JoinTokenOrder) -> models.NewJoinToken:
+        """Make a join token."""
+
+    def join_tokens(self) -> models.JoinTokenList:
+        """List the join tokens."""
+
+    def revoke_join_token(self, token_id: str) -> models.Done:
+        """Let nobody in with a join token any more."""
 
 
 class LocalFleet:
@@ -118,4 +128,26 @@ class LocalFleet:
         try:
             return write(self._sessions, lambda session: actions.cancel_job(session, job_id, reason, self._actor))
         except (views.NotFoundError, actions.ConflictError) as error:
+            raise FleetError(str(error)) from None
+
+    def create_join_token(self, asked: models.JoinTokenOrder) -> models.NewJoinToken:
+        """Make a join token."""
+        url = compat.base_url() or "https://AIRFLOW"
+        try:
+            return write(
+                self._sessions,
+                lambda session: joining.create_join_token(session, asked, self._actor, server_url=url),
+            )
+        except actions.ConflictError as error:
+            raise FleetError(str(error)) from None
+
+    def join_tokens(self) -> models.JoinTokenList:
+        """List the join tokens."""
+        return read(self._sessions, joining.list_join_tokens)
+
+    def revoke_join_token(self, token_id: str) -> models.Done:
+        """Let nobody in with a join token any more."""
+        try:
+            return write(self._sessions, lambda session: joining.revoke_join_token(session, token_id, self._actor))
+        except views.NotFoundError as error:
             raise FleetError(str(error)) from None

@@ -45,7 +45,7 @@ def create_join_token(
 ) -> models.NewJoinToken:
     """Make a join token; its text is in the answer, and nowhere else.
 
-    :param server_url: base URL of the api-server, as agents reach it.
+    :param server_url: base URL of the api-server, as agents reach it if nothing else was asked for.
     :raises ConflictError: in one line, what is wrong with what was asked for.
     """
     try:
@@ -61,9 +61,8 @@ def create_join_token(
         )
     except ValueError as error:
         raise ConflictError(str(error)) from None
-    return models.NewJoinToken(
-        id=made.id, token=made.text, expires_at=made.expires_at, commands=join_commands(server_url, asked)
-    )
+    commands = join_commands((asked.server_url or server_url).rstrip("/"), asked)
+    return models.NewJoinToken(id=made.id, token=made.text, expires_at=made.expires_at, commands=commands)
 
 
 def revoke_join_token(session: Session, token_id: str, actor: Actor) -> models.Done:

@@ -368,6 +368,9 @@ class JoinTokenOrder(_Asked):
     valid_seconds: Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)] = 86_400
     team: Annotated[str, Field(max_length=64)] | None = None
     uses: Annotated[int, Field(ge=1, le=10_000)] = 1
+    server_url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = Field(
+        default=None, description="Airflow's address as the new machine reaches it; null: its base URL."
+    )
 
 
 class NewJoinToken(_Said):

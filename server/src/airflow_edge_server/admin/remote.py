@@ -91,6 +91,7 @@ class RemoteFleet:
             "queue": wanted.queue,
             "agent": wanted.agent,
             "dag_id": wanted.dag_id,
+            "id": list(wanted.ids),
             "limit": limit,
         }
         return self._ask(models.JobList, "GET", "/jobs", params=params)
@@ -108,6 +109,19 @@ class RemoteFleet:
         """End a job."""
         path = f"/jobs/{quote(job_id, safe='')}/cancel"
         return self._ask(models.Done, "POST", path, json={"reason": reason})
+
+    def create_join_token(self, asked: models.JoinTokenOrder) -> models.NewJoinToken:
+        """Make a join token."""
+        # What was not asked for is left out: an older server would refuse a field that it does not know.
+        return self._ask(models.NewJoinToken, "POST", "/join-tokens", json=asked.model_dump(exclude_none=True))
+
+    def join_tokens(self) -> models.JoinTokenList:
+        """List the join tokens."""
+        return self._ask(models.JoinTokenList, "GET", "/join-tokens")
+
+    def revoke_join_token(self, token_id: str) -> models.Done:
+        """Let nobody in with a join token any more."""
+        return self._ask(models.Done, "DELETE", f"/join-tokens/{quote(token_id, safe='')}")
 
     def _ask(self, kind: type[M], method: str, path: str, **options: Any) -> M:
         if "params" in options:

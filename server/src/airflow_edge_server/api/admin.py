@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse
+from pydantic import StringConstraints
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -38,7 +39,9 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 }
 
 AgentName = Annotated[str, Path(pattern=NAME_PATTERN)]
-JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_JOB_ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+JobId = Annotated[str, Path(pattern=_JOB_ID)]
+JobIdText = Annotated[str, StringConstraints(pattern=_JOB_ID)]
 JoinTokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
@@ -166,11 +169,12 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         queue: QueueName = None,
         agent: Annotated[str | None, Query(max_length=63)] = None,
         dag_id: Annotated[str | None, Query(max_length=250)] = None,
+        id: Annotated[list[JobIdText] | None, Query(max_length=100)] = None,  # noqa: A002  its name in the URL
         limit: Limit = 100,
         offset: Offset = 0,
     ) -> models.JobList:
         """List jobs, and why those that wait do so."""
-        wanted = fleet.JobFilter(states=state or (), queue=queue, agent=agent, dag_id=dag_id)
+        wanted = fleet.JobFilter(states=state or (), queue=queue, agent=agent, dag_id=dag_id, ids=id or ())
         return look(lambda session: views.list_jobs(session, wanted, limit=limit, offset=offset))
 
 
@@ -240,9 +244,7 @@ def _add_changing(router: APIRouter, sessions: Sessions, gate: Gate) -> None:
     ) -> models.NewJoinToken:
         """Make a join token. Its text is in this answer only, with the commands for a new machine."""
         url = compat.base_url() or str(request.base_url.replace(path="/"))
-        return write(
-            sessions, lambda session: joining.create_join_token(session, asked, by, server_url=url.rstrip("/"))
-        )
+        return write(sessions, lambda session: joining.create_join_token(session, asked, by, server_url=url))
 
     @router.delete("/join-tokens/{token_id}")
     def revoke_join_token(token_id: JoinTokenId, by: actions.Actor = who) -> models.Done:

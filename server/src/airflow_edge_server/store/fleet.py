@@ -145,6 +145,7 @@ class JobFilter:
     queue: str | None = None
     agent: str | None = None
     dag_id: str | None = None
+    ids: Collection[str] = ()
 
 
 _JOB_COLUMNS = [
@@ -164,6 +165,8 @@ def find_jobs(session: Session, wanted: JobFilter, *, limit: int, offset: int) -
     where: list[ColumnElement[bool]] = []
     if wanted.states:
         where.append(job.state.in_([state.value for state in wanted.states]))
+    if wanted.ids:
+        where.append(job.id.in_(wanted.ids))
     for column, value in ((job.queue, wanted.queue), (job.agent_name, wanted.agent), (job.dag_id, wanted.dag_id)):
         if value:
             where.append(column == value)
