@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from fuzz.admin import run_admin
+from fuzz.door import Door
 from fuzz.material import Thought
 from fuzz.run import Target, run
 from fuzz.targets import Agent, Codec, Server
 
 
-@pytest.mark.parametrize(("make", "frames"), [(Codec, 6_000), (Server, 4_000), (Agent, 4_000)])
+@pytest.mark.parametrize(("make", "frames"), [(Codec, 6_000), (Server, 4_000), (Agent, 4_000), (Door, 3_000)])
 def test_nonsense_is_refused_and_does_no_harm(make: Callable[[], Target], frames: int) -> None:
     total = run(make(), frames, seed_number=20_261_124)
     assert total.findings == {}

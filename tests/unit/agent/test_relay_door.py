@@ -96,6 +96,20 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+async def test_what_is_only_asked_about_has_no_body(tmp_path: Path) -> None:
+    far = FarEnd()
+    far.reply.body = b""
+    async with serve(far) as port, placed(tmp_path, port) as place:
+        async with place.client() as client:
+            # On one connection: what follows must not be taken for a body.
+            for _ in range(2):
+                assert (await client.head("/execution/xcoms/d/r/t/a")).status_code == 200
+        async with place.client("no secret") as client:
+            for _ in range(2):
+                answer = await client.head("/execution/xcoms/d/r/t/a")
+                assert (answer.status_code, answer.content) == (401, b"")
+
+
 async def test_a_call_arrives_as_it_was_made_but_for_who_makes_it(tmp_path: Path) -> None:
     far = FarEnd()
     far.reply.headers |= {"Refreshed-API-Token": "eyJ", "Set-Cookie": "a=b", "Content-Range": "9"}

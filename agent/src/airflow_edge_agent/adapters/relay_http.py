@@ -42,17 +42,18 @@ class _Exchange:
         event = await self._event(patient=True)
         if not isinstance(event, h11.Request):
             return False
+        told = event.method != b"HEAD"
         length = _body_bytes(event)
         if length is None or length > MAX_RELAYED_BYTES:
             refusal = f"a body has a Content-Length, of at most {MAX_RELAYED_BYTES} bytes"
-            await self._answer(RelayReply.plain(413, refusal))
+            await self._answer(RelayReply.plain(413, refusal), told=told)
             return False
         body: bytes | AsyncIterator[bytes] = self._pieces()
         if length <= WHOLE_BYTES:
             body = b"".join([piece async for piece in self._pieces()])
         call = RelayCall(event.method.decode("ascii"), event.target, list(event.headers), body)
         async with handler(call) as reply:
-            await self._answer(reply)
+            await self._answer(reply, told=told)
         if self._state.our_state is not h11.DONE or self._state.their_state is not h11.DONE:
             return False
         self._state.start_next_cycle()
@@ -73,12 +74,18 @@ class _Exchange:
         while isinstance(event := await self._event(), h11.Data):
             yield bytes(event.data)
 
-    async def _answer(self, reply: RelayReply) -> None:
+    async def _answer(self, reply: RelayReply, *, told: bool = True) -> None:
+        """Send an answer.
+
+        :param told: with its body.
+        """
         # A body that was not read to its end leaves nothing to go on with.
         over = self._state.their_state is not h11.DONE
         headers = [*reply.headers, *([(b"connection", b"close")] if over else [])]
         self._write(h11.Response(status_code=reply.status, headers=headers))
         async for piece in reply.body:
+            if not told:
+                break
             self._write(h11.Data(data=piece))
             if self._writer.transport.get_write_buffer_size() > _CHUNK_BYTES:
                 async with asyncio.timeout(REQUEST_SECONDS):
