@@ -9,8 +9,11 @@ import httpx
 import pytest
 from sqlalchemy import event
 
+from airflow_edge_agent.protocol.frames import Heartbeat, Metrics
+from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
-from airflow_edge_server import __version__
+from airflow_edge_server import __version__, config
+from airflow_edge_server.admin import models
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentMetric
 from integration.server_api.kit import Database, FakeAgent
 
@@ -205,3 +208,31 @@ async def test_a_page_takes_as_many_queries_for_many_agents(admin: httpx.AsyncCl
         event.remove(database.engine, "before_cursor_execute", listen)
         counts.append(len(told))
     assert abs(counts[1] - counts[0]) <= 4
+
+
+async def test_who_is_away_has_left_something_behind(
+    admin: httpx.AsyncClient, agent: FakeAgent, database: Database
+) -> None:
+    """Since when, until when it may come back, and what it works on, as far as the server knows."""
+    await agent.hello()
+    beat = Heartbeat(metrics=Metrics(cpu_percent=5), sent_at=datetime.now(UTC), results_waiting=2)
+    await agent.exchange(agent.status(), beat)
+    seen = await get(admin, "/agents/factory")
+    assert (seen["away"], seen["results_waiting"]) == (None, 2)
+
+    for lease in (600.0, 1_800.0):
+        database.add_job(disconnect_lease_seconds=lease, state=JobState.RUNNING.value, agent_name="factory")
+    heard = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=2)
+    with database.sessions() as session:
+        row = session.get(EdgeAgent, "factory")
+        assert row is not None
+        row.state, row.last_contact_at = AgentState.UNKNOWN, heard
+    (listed,) = (await get(admin, "/agents"))["items"]
+    shown = await get(admin, "/agents/factory")
+    assert listed["away"] == shown["away"]
+    away = models.AwayView.model_validate(shown["away"])
+    # Of the first to be given up, which begins when the agent counts as unknown.
+    patience = timedelta(seconds=config.load().agent_timeout_seconds)
+    assert away == models.AwayView(
+        since=heard, lease_until=heard + patience + timedelta(minutes=10), running=2, results_waiting=2
+    )

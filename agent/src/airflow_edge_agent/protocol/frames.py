@@ -186,6 +186,8 @@ class Heartbeat(_Frame):
     versions: Versions | None = None
     custom: CustomFigures | None = None
     """What the site's own commands have measured, by their names."""
+    results_waiting: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """How many results of jobs the server has not taken yet; ``None``: not told."""
 
 
 class Accept(_Frame):

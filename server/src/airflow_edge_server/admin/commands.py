@@ -305,6 +305,7 @@ def _agent_row(agent: models.AgentItem) -> dict[str, Any]:
         "slots": f"{agent.slots_used}/{agent.slots_total}",
         "jobs": str(agent.jobs),
         "last_contact": show_time(agent.last_contact_at),
+        "away": _away(agent.away),
         "seconds_ago": "" if agent.last_contact_at is None else str(age(agent.last_contact_at)),
         "versions": " ".join(f"{name} {value}" for name, value in agent.versions.items()),
         "cpu_percent": _number(agent.metrics.cpu_percent),
@@ -314,6 +315,18 @@ def _agent_row(agent: models.AgentItem) -> dict[str, Any]:
         "warning": "; ".join(agent.warnings),
         "maintenance": _maintenance(agent.maintenance),
     }
+
+
+def _away(found: models.AwayView | None) -> str:
+    if found is None:
+        return ""
+    words = [f"disconnected since {show_time(found.since)}"]
+    if found.lease_until is not None:
+        words.append(f"lease until {show_time(found.lease_until)}")
+    words.append(f"{found.running} task{'' if found.running == 1 else 's'} running")
+    if found.results_waiting is not None:
+        words.append(f"{found.results_waiting} result{'' if found.results_waiting == 1 else 's'} waiting")
+    return ", ".join(words)
 
 
 def _maintenance(found: models.MaintenanceView | None) -> str:

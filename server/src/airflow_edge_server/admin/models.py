@@ -82,6 +82,19 @@ class Overrides(_Said):
     drain: bool = Field(default=False, description="It is offered nothing until this is taken back.")
 
 
+class AwayView(_Said):
+    """What is known of an agent that is not connected."""
+
+    since: datetime = Field(description="When it was last heard of.")
+    lease_until: datetime | None = Field(
+        description="When the first of its jobs is ended, if it has not come back; null: none has a disconnect lease."
+    )
+    running: int = Field(description="Jobs that it had accepted or begun, and whose end is not known.")
+    results_waiting: int | None = Field(
+        description="Results that it still had to deliver when it was last heard of; null: it did not say."
+    )
+
+
 class AgentItem(_Said):
     """An agent in a list."""
 
@@ -106,6 +119,10 @@ class AgentItem(_Said):
     versions: dict[str, str] = Field(description="By piece of software: agent, python, task_sdk, airflow, ...")
     metrics: HostMetrics
     maintenance: MaintenanceView | None = Field(description="null: not in maintenance, and not asked to be.")
+    away: AwayView | None = Field(
+        default=None, description="null: it is connected, or has never been, or is offline and has nothing to do."
+    )
+    results_waiting: int | None = Field(default=None, description="Results it has not delivered yet, as it last said.")
     carrier: Literal["websocket", "http"] | None = Field(description="How it is connected.")
     overrides: Overrides
 

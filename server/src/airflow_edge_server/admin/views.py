@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState
-from airflow_edge_server import __version__, compat
+from airflow_edge_server import __version__, compat, config
 from airflow_edge_server.admin import models
 from airflow_edge_server.domain.fleet import Serving, percent, queue_warning, why_waiting
 from airflow_edge_server.domain.versions import version_warning
@@ -40,7 +40,8 @@ def list_agents(
     key, descending = order_by.removeprefix("-"), order_by.startswith("-")
     agents, total = fleet.find_agents(session, wanted, order_by=key, descending=descending, limit=limit, offset=offset)
     held = fleet.count_held(session, [agent.name for agent in agents])
-    items = [models.AgentItem(**_agent(agent, held.get(agent.name, 0))) for agent in agents]
+    away = _away(session, agents)
+    items = [models.AgentItem(**_agent(agent, held.get(agent.name, 0), away.get(agent.name))) for agent in agents]
     return models.AgentList(items=items, total=total)
 
 
@@ -52,7 +53,7 @@ def show_agent(session: Session, name: str) -> models.AgentDetail:
     agent = known_agent(session, name)
     held = fleet.count_held(session, [name])
     return models.AgentDetail(
-        **_agent(agent, held.get(name, 0)),
+        **_agent(agent, held.get(name, 0), _away(session, [agent]).get(name)),
         agent_id=agent.agent_id,
         boot_id=agent.boot_id,
         configuration=agent.configuration,
@@ -70,7 +71,32 @@ def known_agent(session: Session, name: str) -> EdgeAgent:
     return agent
 
 
-def _agent(agent: EdgeAgent, held: int) -> dict[str, Any]:
+def _away(session: Session, agents: Sequence[EdgeAgent]) -> dict[str, models.AwayView]:
+    """Return what is known of those that are not connected and still matter, by name."""
+    heard = {agent.name: agent.last_contact_at for agent in agents if AgentState(agent.state) not in CONNECTED_STATES}
+    left = fleet.read_left(session, heard) if heard else {}
+    # The lease begins when it counts as unknown.
+    patience = timedelta(seconds=config.load().agent_timeout_seconds) if left else timedelta()
+    found = {}
+    for agent in agents:
+        since = heard.get(agent.name)
+        work = left.get(agent.name, fleet.Left(0, None))
+        waiting = _waiting(agent)
+        if since is None or not (work.running or waiting or agent.state == AgentState.UNKNOWN):
+            continue
+        lease = None if work.lease_seconds is None else since + patience + timedelta(seconds=work.lease_seconds)
+        found[agent.name] = models.AwayView(
+            since=since, lease_until=lease, running=work.running, results_waiting=waiting
+        )
+    return found
+
+
+def _waiting(agent: EdgeAgent) -> int | None:
+    told = (agent.metrics or {}).get("results_waiting")
+    return told if isinstance(told, int) else None
+
+
+def _agent(agent: EdgeAgent, held: int, away: models.AwayView | None) -> dict[str, Any]:
     state = AgentState(agent.state)
     served = permitted(agent.queues or (), agent.granted_queues)
     versions = {key: str(value) for key, value in (agent.versions or {}).items() if value}
@@ -96,6 +122,8 @@ def _agent(agent: EdgeAgent, held: int) -> dict[str, Any]:
         "versions": versions,
         "metrics": _metrics(agent.metrics or {}),
         "maintenance": _maintenance(agent, state),
+        "away": away,
+        "results_waiting": _waiting(agent),
         "carrier": _carrier(agent, state),
         "overrides": models.Overrides(
             slots=agent.slots_wanted,

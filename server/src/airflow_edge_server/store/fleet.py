@@ -120,6 +120,27 @@ def count_held(session: Session, names: Sequence[str]) -> dict[str, int]:
     return {name: count for name, count in rows if name is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an agent works on while it is away, as far as the server knows."""
+
+    running: int
+    lease_seconds: float | None
+    """The shortest disconnect lease among these jobs; ``None``: none of them has one."""
+
+
+def read_left(session: Session, names: Collection[str]) -> dict[str, Left]:
+    """Return what these agents have accepted and not ended, by name; who has nothing is left out."""
+    job = EdgeAgentJob
+    lease = case((job.disconnect_lease_seconds > 0, job.disconnect_lease_seconds))
+    rows = session.execute(
+        select(job.agent_name, func.count(), func.min(lease))
+        .where(job.agent_name.in_(names), job.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]))
+        .group_by(job.agent_name)
+    )
+    return {name: Left(running, None if least is None else float(least)) for name, running, least in rows if name}
+
+
 def read_metrics(session: Session, name: str, *, since: datetime) -> list[EdgeAgentMetric]:
     """Return an agent's measurements, oldest first."""
     metric = EdgeAgentMetric

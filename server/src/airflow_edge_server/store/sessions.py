@@ -233,8 +233,10 @@ def queues_of(queues: Sequence[str]) -> list[str]:
 
 
 def metrics_of(frame: Heartbeat) -> dict[str, Any]:
-    """Return the metrics of a heartbeat as they are stored; the site's own are below ``custom``."""
+    """Return the figures of a heartbeat as they are stored; the site's own are below ``custom``."""
     metrics = frame.metrics.model_dump(mode="json", exclude_none=True)
+    if frame.results_waiting is not None:
+        metrics["results_waiting"] = frame.results_waiting
     return metrics | {"custom": frame.custom} if frame.custom else metrics
 
 

@@ -3,6 +3,7 @@ import { type ReactNode, useState } from "react";
 import { Link as RouterLink } from "react-router-dom";
 
 import type { Agent, AgentState, Job } from "../api/client";
+import { dateTime } from "../format";
 import { AGENT_STATES, jobWord } from "../words";
 import { CheckIcon, CopyIcon, WarningIcon } from "./icons";
 
@@ -135,6 +136,24 @@ export const Warnings = ({ agent }: { readonly agent: Pick<Agent, "problem" | "w
       <Text wordBreak="break-word">{text}</Text>
     </HStack>
   ));
+};
+
+const counted = (count: number, noun: string) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+/** What an agent that has gone has left behind, and until when it may come back to it. */
+export const Away = ({ agent: { away } }: { readonly agent: Pick<Agent, "away"> }) => {
+  if (away === null || away === undefined) return null;
+  const parts = [
+    `disconnected since ${dateTime(away.since)}`,
+    ...(away.lease_until === null ? [] : [`lease until ${dateTime(away.lease_until)}`]),
+    `${counted(away.running, "task")} running`,
+    ...(away.results_waiting === null ? [] : [`${counted(away.results_waiting, "result")} waiting`]),
+  ];
+  return (
+    <Text color="fg.muted" data-away fontSize="xs" wordBreak="break-word">
+      {parts.join(", ")}
+    </Text>
+  );
 };
 
 type SectionProps = { readonly aside?: ReactNode; readonly children: ReactNode; readonly title: string };

@@ -23,7 +23,7 @@ import { JobTable } from "../components/JobTable";
 import { useNow } from "../components/now";
 import { OrderMenu } from "../components/OrderMenu";
 import { useRights } from "../components/rights";
-import { Empty, Meter, PageLink, ProblemBadge, Section, StateBadge, Warnings } from "../components/small";
+import { Away, Empty, Meter, PageLink, ProblemBadge, Section, StateBadge, Warnings } from "../components/small";
 import { bytes, dateTime, duration } from "../format";
 import { AGENT_STATES } from "../words";
 
@@ -65,10 +65,15 @@ const Facts = ({ agent }: { readonly agent: AgentDetail }) => {
                 for <Ago at={agent.connected_at} suffix="" />
                 {agent.carrier === null ? "" : `, by ${agent.carrier === "websocket" ? "WebSocket" : "HTTP"}`}
               </span>
-            ) : (
+            ) : agent.away === null || agent.away === undefined ? (
               "no"
+            ) : (
+              <Away agent={agent} />
             )}
           </Fact>
+          {agent.connected && (agent.results_waiting ?? 0) > 0 ? (
+            <Fact name="Results waiting">{agent.results_waiting}</Fact>
+          ) : undefined}
           {maintenance === null ? undefined : (
             <Fact name="Maintenance">
               {[

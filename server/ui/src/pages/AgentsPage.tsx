@@ -11,8 +11,8 @@ import { ArrowDown, ArrowUp } from "../components/icons";
 import { OrderMenu } from "../components/OrderMenu";
 import { Paging } from "../components/Paging";
 import { useRights } from "../components/rights";
-import { agentPath, Empty, Meter, PageLink, ProblemBadge, StateBadge, Warnings } from "../components/small";
-import { bytes, count } from "../format";
+import { Away, agentPath, Empty, Meter, PageLink, ProblemBadge, StateBadge, Warnings } from "../components/small";
+import { bytes, count, dateTime } from "../format";
 import { ALL_STATES } from "../words";
 
 const LIMIT = 50;
@@ -92,7 +92,7 @@ const Comment = ({ agent: { maintenance } }: { readonly agent: Agent }) => {
       {comment === null ? undefined : <Text wordBreak="break-word">{comment}</Text>}
       <Text color="fg.muted" fontSize="xs" wordBreak="break-word">
         {by === null ? "" : `by ${by}`}
-        {until === null ? "" : `, until ${new Date(until).toLocaleString()}`}
+        {until === null ? "" : `, until ${dateTime(until)}`}
       </Text>
     </Stack>
   );
@@ -136,6 +136,7 @@ const Row = ({ agent, chosen, onChoose }: RowProps) => {
               {agent.slots_used} of {agent.slots_total} slots, <Ago at={agent.last_contact_at} />
             </Text>
           </HStack>
+          <Away agent={agent} />
           <Warnings agent={agent} />
         </Stack>
       </Table.Cell>
