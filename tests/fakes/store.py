@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from airflow_edge_agent.core.events import JobEnded
-from airflow_edge_agent.ports import StoredJob, StoreError
+from airflow_edge_agent.ports import FinalState, StoredJob, StoreError
 from airflow_edge_agent.protocol.frames import Offer, Usage
 from airflow_edge_agent.protocol.jobs import Outcome
 
@@ -16,6 +16,7 @@ class _Record:
     log: bytes = b""
     ended: JobEnded | None = None
     sent: int | None = None
+    final: FinalState | None = None
 
 
 class MemoryJobStore:
@@ -107,6 +108,34 @@ class MemoryJobStore:
     def sent(self, job_id: str) -> int | None:
         record = self._records.get(job_id)
         return None if record is None else record.sent
+
+    def append_log(self, job_id: str, text: str) -> int:
+        record = self._records.get(job_id)
+        if record is None:
+            return 0
+        if record.log:
+            record.log += b'{"event": "%s"}\n' % text.encode()
+        return len(record.log)
+
+    def keep_final(self, job_id: str, final: FinalState) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self._records[job_id].final = final
+
+    def has_final(self, job_id: str) -> bool:
+        return self.final(job_id) is not None
+
+    def final(self, job_id: str) -> FinalState | None:
+        record = self._records.get(job_id)
+        return None if record is None else record.final
+
+    def drop_final(self, job_id: str) -> None:
+        if job_id in self._records:
+            self._records[job_id].final = None
+
+    def record_end(self, ended: JobEnded) -> None:
+        if ended.job_id in self._records:
+            self._records[ended.job_id].ended = ended
 
     def note_contact(self) -> None:
         self.contact_ago = 0.0

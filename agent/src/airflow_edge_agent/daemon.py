@@ -56,6 +56,7 @@ from airflow_edge_agent.operations import (
 from airflow_edge_agent.ports import Caller, StoreError, TransportError
 from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from airflow_edge_agent.protocol.frames import Hello, Versions
+from airflow_edge_agent.runtime.finals import FinalStates
 from airflow_edge_agent.runtime.guard import Expectation, LoopEnded, Progress, run_guarded
 from airflow_edge_agent.runtime.health import CustomLoop, HealthLoop, deadline_loop
 from airflow_edge_agent.runtime.jobs import recover, runner_loop, runtime_loop, thrift_loop, time_loop
@@ -256,7 +257,15 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         operator_group=settings.control.operator_group,
         handler=answer,
     )
-    relay = Relay(pump, enrolment, settings.relay_socket, relay_key(settings.state_dir))
+    finals = FinalStates(pump, enrolment, store)
+    relay = Relay(
+        pump,
+        enrolment,
+        settings.relay_socket,
+        relay_key(settings.state_dir),
+        finals=finals,
+        fail_at_once=settings.calls_while_away == "fail",
+    )
     pump.access = relay.access
     reporter.ending = lambda: len(relay.ending)
     # Also where new jobs are not relayed: those of an earlier run of the daemon may be.
@@ -285,6 +294,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         "runner": runner_loop(pump, runner, store, runtime.ready, lambda found: setattr(reporter, "isolation", found)),
         "signals": pump.signal_loop(),
         "time": time_loop(pump, store),
+        "final states": finals.run(),
         "thrift": thrift_loop(pump, give_back_memory),
         "runtime": runtime_loop(pump, runtime.check, runtime.has_failed),
         "flush": _flush(pump),

@@ -108,6 +108,8 @@ class RelayReply:
     status: int
     headers: list[tuple[bytes, bytes]]
     body: AsyncIterator[bytes]
+    refused: bool = False
+    """It is the agent API's own, which did not pass the call on."""
 
     @classmethod
     def plain(cls, status: int, message: str = "", **headers: str) -> RelayReply:
@@ -262,6 +264,30 @@ class StoreError(Exception):
     """The state directory does not do what it should. The message is one line for the operator."""
 
 
+MAX_FINAL_BYTES = 16 * 1024 * 1024
+"""Most bytes of the body of a final state that is kept on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalState:
+    """The call by which a task tells Airflow the state it ends in; kept while the server is away."""
+
+    target: bytes
+    """Path below the Execution API."""
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    at: float
+    """When it was kept, by wall time: of several, the first is delivered first."""
+
+    @property
+    def state(self) -> str:
+        """Airflow's name of the state."""
+        try:
+            return str(json.loads(self.body)["state"])[:100]
+        except (ValueError, KeyError, TypeError):
+            return "unknown"
+
+
 class JobStore(Protocol):
     """The agent's memory of its jobs across restarts: a directory for each."""
 
@@ -302,6 +328,27 @@ class JobStore(Protocol):
 
     def sent(self, job_id: str) -> int | None:
         """Return what was noted; ``None``: nothing, so all of it may have been sent."""
+
+    def append_log(self, job_id: str, text: str) -> int:
+        """Append a line of the agent's own to the log and return the log's length. Best effort."""
+
+    def keep_final(self, job_id: str, final: FinalState) -> None:
+        """Write a job's final state down so that it outlives a crash of the host.
+
+        :raises StoreError: e.g. the disk is full.
+        """
+
+    def has_final(self, job_id: str) -> bool:
+        """Tell whether a final state is kept, by us or, while no daemon was there, by the runner."""
+
+    def final(self, job_id: str) -> FinalState | None:
+        """Return it; ``None``: there is none that can be used."""
+
+    def drop_final(self, job_id: str) -> None:
+        """Remove it. Never raises."""
+
+    def record_end(self, ended: JobEnded) -> None:
+        """Write down how a job ended, in place of what the runner wrote. Best effort."""
 
     def note_contact(self) -> None:
         """Remember across restarts that the server was there just now. Never raises."""

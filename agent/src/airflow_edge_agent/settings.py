@@ -278,6 +278,9 @@ class Settings(BaseModel):
     """For sockets; a short path. Default: ``run`` below ``state_dir``; under systemd the unit's runtime directory."""
     execution_api: Literal["relay", "direct"] = "direct"
     """How tasks reach Airflow's Execution API: by themselves, or through this agent, if the server agrees."""
+    calls_while_away: Literal["wait", "fail"] = "wait"
+    """What becomes of other calls of relayed tasks than heartbeats and final states (reads, XComs) while the server is
+    away: they wait until the disconnect lease ends, or fail at once."""
     execution_api_url: str | None = None
     """Airflow's Execution API for tasks that are not relayed; by default what the server says, else below
     ``server_url``."""

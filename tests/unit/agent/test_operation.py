@@ -23,6 +23,7 @@ from airflow_edge_agent.core.events import (
     LinkOpened,
     MaintenanceDecided,
     MaintenanceRemembered,
+    NoteInLog,
     ResumeAsked,
     Say,
     Send,
@@ -229,7 +230,9 @@ def test_the_deadline_of_a_drain_ends_jobs_once() -> None:
     job = agent.run_job()
     agent.feed(DrainAsked("alice", 60))
     assert agent.feed(Tick(), after=59) == []
-    assert agent.feed(Tick(), after=1) == [SignalJob(job, "TERM")]
+    noted, ended = agent.feed(Tick(), after=1)
+    assert noted == NoteInLog(job, "the agent ends this task: the deadline of the drain by alice passed")
+    assert ended == SignalJob(job, "TERM")
     agent.feed(ResumeAsked("alice"))
     second = agent.run_job()
     agent.feed(Tick(), after=100)

@@ -29,13 +29,14 @@ from airflow_edge_agent.ctl import show
 from airflow_edge_agent.runner import relay as runner_relay
 from airflow_edge_agent.runner.relay import RelayTransport
 from airflow_edge_agent.runtime import relay as relay_module
+from airflow_edge_agent.runtime.finals import FinalStates
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
 from airflow_edge_agent.runtime.reports import Person, Reporter
 from fakes import FixedProbe, MemoryJobStore, MemoryRunner, MemoryTransport, ScriptedServer
 from fakes.credentials import CREDENTIAL, SECRET, make_prover
-from fakes.frames import make_hello, make_welcome, new_id
+from fakes.frames import make_hello, make_offer, make_welcome, new_id
 from fakes.http_server import Reply, Request, serve
 
 MARK = {"Edge-Agent-Relayed": "airflow"}
@@ -60,6 +61,8 @@ class Place:
     job: AgentJob
     relay: Relay
     socket: Path
+    finals: FinalStates
+    store: MemoryJobStore
 
     @asynccontextmanager
     async def client(self, secret: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
@@ -72,19 +75,24 @@ class Place:
 
 
 @asynccontextmanager
-async def placed(folder: Path, port: int, users: set[int] | None = None) -> AsyncIterator[Place]:
+async def placed(
+    folder: Path, port: int, users: set[int] | None = None, *, fail_at_once: bool = False
+) -> AsyncIterator[Place]:
     core = AgentCore(Limits(4, kill_grace_seconds=5, drain_deadline_seconds=0))
     job = AgentJob(job_id=new_id(), fence=7, slots=1, label="a job", phase=Phase.RUNNING, heard_at=time.monotonic())
     core.jobs[job.job_id] = job
-    pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="b", default_execution_url="x")
+    pump_store = MemoryJobStore()
+    pump_store.add(make_offer(job_id=job.job_id, fence=7), "b")
+    pump = Pump(core, store=pump_store, runner=MemoryRunner(), boot_id="b", default_execution_url="x")
     execution = ExecutionClient(f"http://127.0.0.1:{port}/air", make_prover(), Network())
     socket = folder / "execution.sock"
-    relay = Relay(pump, execution, socket, relay_key(folder))
+    finals = FinalStates(pump, execution, pump_store)
+    relay = Relay(pump, execution, socket, relay_key(folder), finals=finals, fail_at_once=fail_at_once)
     allowed = {os.geteuid()} if users is None else users
     listener = RelayListener(socket, users=lambda: allowed, handler=relay.handle)
     await listener.open()
     try:
-        yield Place(pump, job, relay, socket)
+        yield Place(pump, job, relay, socket, finals, pump_store)
     finally:
         await listener.close()
         await execution.close()

@@ -42,6 +42,7 @@ _COME_AGAIN = frozenset({429, 503})
 
 _FENCE = FENCE_HEADER.encode()
 _RELAYED = RELAYED_HEADER.encode()
+_REFUSED = b"refused"
 
 
 class ExecutionClient:
@@ -91,12 +92,14 @@ class ExecutionClient:
             async with self._pool.stream(
                 call.method, url, headers=headers, content=body, extensions={"timeout": timeouts}
             ) as response:
-                if not any(name.lower() == _RELAYED for name, _ in response.headers):
+                marks = [value for name, value in response.headers if name.lower() == _RELAYED]
+                if not marks:
                     raise _stopped(self._server, response, self._prover)
                 yield RelayReply(
                     response.status,
                     [(name, value) for name, value in response.headers if name.lower() in RESPONSE_HEADERS],
                     _bounded(response),
+                    refused=marks[0] == _REFUSED,
                 )
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.ProxyError, httpcore.PoolTimeout) as error:
             raise NotReached(str(_explain(error, self._server))) from None

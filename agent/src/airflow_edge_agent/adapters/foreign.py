@@ -54,6 +54,11 @@ class ForeignFolder:
                     return True
         return False
 
+    def unlink(self, job_id: str, name: str) -> None:
+        """Remove something of a job's, if it is there. Never raises."""
+        with contextlib.suppress(OSError), self._job(job_id) as (folder, _):
+            os.unlink(name, dir_fd=folder)
+
     def names(self) -> list[str]:
         """Return the names of all jobs' folders."""
         with contextlib.suppress(OSError), self._all() as (folder, _):

@@ -8,18 +8,20 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from airflow_edge_agent.adapters.cuts import CUTS_FILE, load_cuts, read_stream, shed
 from airflow_edge_agent.adapters.files import write_atomically
+from airflow_edge_agent.adapters.finals import FINAL_FILE, MOST_FILE_BYTES, read_final, write_final
 from airflow_edge_agent.adapters.foreign import ForeignFolder
 from airflow_edge_agent.adapters.results import ResultRecord, read_result
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.spool import Cut, stream_size
 from airflow_edge_agent.core.tasks import TaskKey
-from airflow_edge_agent.ports import StoredJob, StoreError
+from airflow_edge_agent.ports import FinalState, StoredJob, StoreError
 from airflow_edge_agent.protocol.frames import Fence, JobId, Offer, Slots
 from airflow_edge_agent.protocol.jobs import Outcome
 
@@ -146,8 +148,13 @@ class DirectoryJobStore:
             return os.read(file, _MOST_RESULT_BYTES)
 
     def record_end(self, ended: JobEnded) -> None:
-        """Write a result where the runner could not. Best effort: without it, the next start says the same again."""
-        record = ResultRecord(outcome=ended.outcome, exit_code=ended.exit_code, detail=ended.detail)
+        """Write a result in the runner's place. Best effort: without it, the next start finds out the same again."""
+        record = ResultRecord(
+            outcome=ended.outcome,
+            exit_code=ended.exit_code,
+            detail=ended.detail,
+            **ended.usage.model_dump(include=set(ResultRecord.model_fields)),
+        )
         with contextlib.suppress(OSError):
             write_atomically(self._jobs_dir / ended.job_id / RESULT_FILE, json.dumps(record.model_dump(mode="json")))
 
@@ -208,6 +215,47 @@ class DirectoryJobStore:
                 noted = None
             self._sent[job_id] = noted if isinstance(noted, int) and noted >= 0 else None
         return self._sent[job_id]
+
+    def append_log(self, job_id: str, text: str) -> int:
+        """Append a line of the agent's own, in the form in which the Task SDK writes them. Best effort."""
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        line = json.dumps({"timestamp": now, "level": "warning", "event": text, "logger": "edge_agent"}).encode()
+        with contextlib.suppress(OSError), self._foreign.open(job_id, LOG_FILE, os.O_RDWR | os.O_APPEND) as log:
+            size = os.fstat(log).st_size
+            unfinished = size > 0 and os.pread(log, 1, size - 1) != b"\n"
+            os.write(log, b"\n" * unfinished + line + b"\n")
+        return self.log_size(job_id)
+
+    def keep_final(self, job_id: str, final: FinalState) -> None:
+        """Write a job's final state down.
+
+        :raises StoreError: e.g. the disk is full.
+        """
+        path = self._jobs_dir / job_id / FINAL_FILE
+        try:
+            write_final(path, final)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from None
+
+    def has_final(self, job_id: str) -> bool:
+        """Tell whether there is one, ours or the runner's."""
+        return (self._jobs_dir / job_id / FINAL_FILE).exists() or self._foreign.has(job_id, FINAL_FILE)
+
+    def final(self, job_id: str) -> FinalState | None:
+        """Read it; ours comes first."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                return read_final((self._jobs_dir / job_id / FINAL_FILE).read_bytes())
+            with self._foreign.open(job_id, FINAL_FILE) as file, os.fdopen(os.dup(file), "rb") as content:
+                return read_final(content.read(MOST_FILE_BYTES))
+        except OSError:
+            return None
+
+    def drop_final(self, job_id: str) -> None:
+        """Remove it, ours and the runner's."""
+        with contextlib.suppress(OSError):
+            (self._jobs_dir / job_id / FINAL_FILE).unlink()
+        self._foreign.unlink(job_id, FINAL_FILE)
 
     def _cuts_of(self, job_id: str) -> tuple[Cut, ...]:
         if job_id not in self._cuts:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from airflow_edge_agent.core.events import (
+    DropFinal,
     Event,
     Exit,
+    FinalKept,
+    FinalSettled,
     ForgetJob,
     FrameArrived,
     Instruction,
@@ -19,6 +22,7 @@ from airflow_edge_agent.core.events import (
     LogGone,
     LogGrew,
     LogShed,
+    NoteInLog,
     RuntimeChecked,
     Say,
     Send,
@@ -30,6 +34,7 @@ from airflow_edge_agent.core.events import (
     StopPolicy,
     Tick,
 )
+from airflow_edge_agent.core.finals import judge_end
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.core.limits import grant
 from airflow_edge_agent.core.operation import OperatedAgent
@@ -114,7 +119,7 @@ class AgentCore(OperatedAgent):
     @property
     def slots_used(self) -> int:
         """Slots of the jobs that hold some."""
-        return sum(job.slots for job in self.jobs.values() if job.holds_slots)
+        return sum(job.slots for job in self.jobs.values() if job.holds_slots or (self.connected and job.settling))
 
     @property
     def stopping(self) -> bool:
@@ -197,14 +202,12 @@ class AgentCore(OperatedAgent):
                 self._heard(job_id)
             case JobEnded():
                 self.jobs_ended[event.outcome] += self._ended(event)
+            case FinalKept() | FinalSettled():
+                self._final_told(event)
             case JobFound():
                 self._found(event)
-            case LogGrew():
-                self._log_grew(event)
-            case LogShed():
-                self._log_shed(event)
-            case LogGone(job_id):
-                self._log_gone(job_id)
+            case LogGrew() | LogShed() | LogGone():
+                self._log_changed(event)
             case RuntimeChecked(problem):
                 self._runtime_checked(problem)
             case StopAsked(reason, policy):
@@ -234,7 +237,7 @@ class AgentCore(OperatedAgent):
             job.log_in_flight = job.log_offset_known = False
             job.log_sent_here = 0
             if job.phase is Phase.FINISHED:
-                self._out.append(Send(job.result()))
+                self._tell_result(job)
             elif job.pid is not None:
                 self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=job.pid)))
 
@@ -356,7 +359,7 @@ class AgentCore(OperatedAgent):
         # What was said under the old fence has not been listened to.
         if job.phase is Phase.FINISHED:
             job.result_acked = False
-            self._out.append(Send(job.result()))
+            self._tell_result(job)
         elif job.pid is not None:
             self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=job.pid)))
 
@@ -372,12 +375,18 @@ class AgentCore(OperatedAgent):
         elif job.fence != frame.fence:
             return
         elif job.phase is Phase.FINISHED:
-            self._out.append(Send(job.result()))
+            self._tell_result(job)
         elif job.cancel_reason is None:
             self._say("info", f"cancelled: {frame.reason}", job)
             self._end_job(job, frame.reason, now)
 
+    def _tell_result(self, job: AgentJob) -> None:
+        # Airflow is to hear of the task's state first: or it would take the end of the job for a failure.
+        if not job.unsaid:
+            self._out.append(Send(job.result()))
+
     def _end_job(self, job: AgentJob, reason: str, now: float) -> None:
+        self._out.append(NoteInLog(job.job_id, f"the agent ends this task: {reason}"))
         job.cancel_reason = reason
         job.kill_at = now + self.limits.kill_grace_seconds
         self._out.append(SignalJob(job.job_id, "TERM"))
@@ -426,11 +435,41 @@ class AgentCore(OperatedAgent):
         if job.cancel_reason is not None and event.outcome is Outcome.KILLED:
             detail = job.cancel_reason
         job.move(Phase.FINISHED)
-        job.ended = replace(event, detail=detail)
+        job.unsaid |= event.unsaid
+        job.ended_unsaid = job.unsaid
+        job.ended = judge_end(replace(event, detail=detail), job.settled)
         job.log_size = max(job.log_size, event.log_bytes)
-        self._say("info", f"{event.outcome}" + (f": {detail}" if detail else ""), job, name="job_ended")
-        self._out.append(Send(job.result()))
+        outcome, detail = job.ended.outcome, job.ended.detail
+        waits = "; its final state waits for the server" if job.unsaid else ""
+        self._say("info", f"{outcome}" + (f": {detail}" if detail else "") + waits, job, name="job_ended")
+        self._tell_result(job)
         return True
+
+    def _final_told(self, event: FinalKept | FinalSettled) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None:
+            return
+        if isinstance(event, FinalKept):
+            job.unsaid = True
+        elif job.unsaid:
+            self._final_settled(job, event)
+
+    def _final_settled(self, job: AgentJob, event: FinalSettled) -> None:
+        job.unsaid = False
+        job.settled = event
+        job.log_size = max(job.log_size, event.log_bytes)
+        if event.refusal is None:
+            self._say("info", f"Airflow has taken its final state, '{event.state}', which waited here", job)
+        else:
+            self._say("warning", event.refusal, job)
+        if job.ended is not None:
+            job.ended = judge_end(job.ended, event)
+            self._out.append(DropFinal(job.job_id, job.ended))
+            self._tell_result(job)
+            return
+        self._out.append(DropFinal(job.job_id))
+        if event.refusal is not None and job.cancel_reason is None:
+            self._end_job(job, event.refusal, self._now)
 
     def _found(self, event: JobFound) -> None:
         job = AgentJob(
@@ -446,6 +485,7 @@ class AgentCore(OperatedAgent):
             log_sent=event.log_bytes if event.log_sent is None else min(event.log_sent, event.log_bytes),
             disconnect_lease_seconds=event.disconnect_lease_seconds,
             heard_at=self._now - event.heard_seconds_ago,
+            unsaid=event.unsaid,
         )
         self.jobs[job.job_id] = job
         if event.ended is not None:
@@ -454,6 +494,15 @@ class AgentCore(OperatedAgent):
             self._say("info", "still running, taken over", job)
 
     # --- Logs ---------------------------------------------------------------------------------------------------------
+
+    def _log_changed(self, event: LogGrew | LogShed | LogGone) -> None:
+        match event:
+            case LogGrew():
+                self._log_grew(event)
+            case LogShed():
+                self._log_shed(event)
+            case LogGone(job_id):
+                self._log_gone(job_id)
 
     def _log_grew(self, event: LogGrew) -> None:
         job = self.jobs.get(event.job_id)
@@ -492,7 +541,7 @@ class AgentCore(OperatedAgent):
         if job.phase is Phase.FINISHED:
             # It told of a longer log.
             job.result_acked = False
-            self._out.append(Send(job.result()))
+            self._tell_result(job)
 
     def _bound_spool(self) -> None:
         logs = [job.spooled() for job in self.jobs.values()]
@@ -603,6 +652,8 @@ class AgentCore(OperatedAgent):
             if job.done:
                 del self.jobs[job.job_id]
                 self._out.append(ForgetJob(job.job_id, job.label, job.task))
+            elif job.phase is Phase.FINISHED and job.unsaid:
+                pass  # first its state, then its result, then the rest of its log
             elif self.connected and not job.log_in_flight and job.log_acked < job.log_size:
                 job.log_in_flight = True
                 limit = min(MAX_LOG_CHUNK_BYTES, job.log_size - job.log_acked)

@@ -68,6 +68,29 @@ class JobEnded:
     detail: str | None = None
     log_bytes: int = 0
     usage: Usage = field(default_factory=Usage)
+    unsaid: bool = False
+    """Its final state is on disk, and Airflow has not heard of it yet."""
+
+
+@dataclass(frozen=True)
+class FinalKept:
+    """The job's final state has been taken on Airflow's behalf, and is on disk."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class FinalSettled:
+    """Airflow has taken the final state that waited on disk, or never will."""
+
+    job_id: str
+    state: str
+    log_bytes: int = 0
+    """Size of the job's log by now."""
+    refusal: str | None = None
+    """Why it was not taken; ``None``: it was."""
+    overruled: bool = False
+    """With a refusal: Airflow had decided otherwise."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,8 @@ class JobFound:
     disconnect_lease_seconds: float = 0.0
     heard_seconds_ago: float = 0.0
     """How long ago the daemon before us has last heard of the server."""
+    unsaid: bool = False
+    """As in :class:`JobEnded`."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +206,8 @@ Event = (
     | JobStarted
     | JobHeard
     | JobEnded
+    | FinalKept
+    | FinalSettled
     | JobFound
     | LogGrew
     | LogGone
@@ -240,6 +267,22 @@ class ShedLog:
 
 
 @dataclass(frozen=True)
+class NoteInLog:
+    """Write a line of the agent's own into the job's log."""
+
+    job_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DropFinal:
+    """The final state on disk has been settled. ``ended``: write down first that this is how the job ended."""
+
+    job_id: str
+    ended: JobEnded | None = None
+
+
+@dataclass(frozen=True)
 class ForgetJob:
     """Server and agent agree that the job is done: remove its files."""
 
@@ -276,4 +319,6 @@ class Exit:
     reason: str
 
 
-Instruction = Send | StartJob | SignalJob | ShipLog | ShedLog | ForgetJob | Say | KeepMaintenance | Exit
+Instruction = (
+    Send | StartJob | SignalJob | ShipLog | ShedLog | NoteInLog | DropFinal | ForgetJob | Say | KeepMaintenance | Exit
+)

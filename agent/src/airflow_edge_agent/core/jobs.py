@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from airflow_edge_agent.core.events import JobEnded
+from airflow_edge_agent.core.events import FinalSettled, JobEnded
 from airflow_edge_agent.core.spool import Spooled
 from airflow_edge_agent.core.tasks import TaskKey
 from airflow_edge_agent.protocol.frames import HeldJob, Offer, Result
@@ -73,6 +73,12 @@ class AgentJob:
     """How long it may run on without the server, if it is relayed. 0: nothing is said about it."""
     heard_at: float = 0.0
     """When the server last answered it, or confirmed it to us."""
+    unsaid: bool = False
+    """Its final state waits on disk for Airflow."""
+    settled: FinalSettled | None = None
+    """What became of it."""
+    ended_unsaid: bool = False
+    """It ended while its final state waited."""
     log_unsheddable: bool = False
     """An attempt to drop some of it did not make it smaller."""
 
@@ -84,7 +90,13 @@ class AgentJob:
     @property
     def done(self) -> bool:
         """Whether nothing of it is left to deliver."""
-        return self.phase is Phase.FINISHED and self.result_acked and self.log_acked >= self.log_size
+        told = self.result_acked and not self.unsaid
+        return self.phase is Phase.FINISHED and told and self.log_acked >= self.log_size
+
+    @property
+    def settling(self) -> bool:
+        """Whether its slots are still kept from the server: state, result and log of an outage come before new jobs."""
+        return self.phase is Phase.FINISHED and self.ended_unsaid and not self.done
 
     def move(self, phase: Phase) -> None:
         """Enter another phase.

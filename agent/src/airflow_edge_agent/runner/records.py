@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import child, processes
+from .files import write_whole
 from .outcome import Report
 from .wire import JobResult, Outcome
 
@@ -60,7 +61,7 @@ def write_pid_file(folder: Path, process: processes.Process) -> None:
         "boot_id": processes.boot_id(),
         "runner": {"pid": runner.pid, "start_time": runner.start_time},
     }
-    _write(folder / PID_FILE, content, sync=False)
+    write_whole(folder / PID_FILE, content, sync=False)
 
 
 def make_result(
@@ -91,7 +92,7 @@ def make_result(
 def write_result(folder: Path, result: JobResult) -> None:
     """Write ``result.json`` so that it is there in full or not at all, whatever happens."""
     try:
-        _write(folder / RESULT_FILE, result.as_dict(), sync=True)
+        write_whole(folder / RESULT_FILE, result.as_dict(), sync=True)
     except OSError as error:
         # The daemon still gets the result through the socket, if it is there.
         print(f"edge-runner: cannot write the result of job {result.job_id}: {error}", file=sys.stderr)  # noqa: T201 -- a program's stderr
@@ -154,22 +155,3 @@ def _end_family(pid: int, start_time: int) -> None:
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while any(processes.lives(process) for process in hit) and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def _write(path: Path, content: object, *, sync: bool) -> None:
-    # A new file, then renamed: what a task may have put at either name is replaced, not followed.
-    temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(temporary, flags, 0o660), "w", encoding="utf-8") as file:
-        json.dump(content, file)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
-    if sync:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

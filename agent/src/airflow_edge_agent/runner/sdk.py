@@ -15,6 +15,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -240,9 +241,16 @@ def _way(run: Run, httpx: Any) -> dict[str, Any]:
     # The agent always answers in the end: it knows how long a server may be away.
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     return {
-        "transport": relay.RelayTransport(run.relay, check, run.patience_seconds or relay.AWAY_SECONDS),
+        "transport": relay.RelayTransport(
+            run.relay, check, run.patience_seconds or relay.AWAY_SECONDS, _folder_of(run)
+        ),
         "timeout": timeout,
     }
+
+
+def _folder_of(run: Run) -> Path | None:
+    jobs = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER")
+    return Path(jobs) / run.job_id if jobs and run.kind == "task" else None
 
 
 def _note(seen: Observed, request: Any, response: Any) -> None:

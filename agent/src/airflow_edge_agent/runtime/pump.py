@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import structlog
 
 from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.events import (
+    DropFinal,
     Event,
     Exit,
     ForgetJob,
     Instruction,
     JobEnded,
+    JobFound,
     KeepMaintenance,
     LogGone,
+    LogGrew,
     LogShed,
+    NoteInLog,
     RuntimeChecked,
     Say,
     Send,
@@ -63,6 +68,10 @@ class Pump:
         self.outbox = Outbox()
         self.busy = asyncio.Event()
         """Set while there are jobs or a stop is under way: while time matters to the core."""
+        self.unsaid = asyncio.Event()
+        """Set while final states of jobs wait on disk for Airflow."""
+        self.linked = asyncio.Event()
+        """Set while there is a session with the server."""
         self.stirred = asyncio.Event()
         """Set when something was done that may have left memory free."""
         self.stirred.set()
@@ -85,8 +94,12 @@ class Pump:
 
     def feed(self, event: Event) -> None:
         """Tell the core, and carry out the answer."""
+        if isinstance(event, JobEnded | JobFound) and self._store.has_final(event.job_id):
+            event = replace(event, unsaid=True)
         for instruction in self.core.handle(event, time.monotonic()):
             self._do(instruction)
+        _show(self.linked, on=self.core.connected)
+        _show(self.unsaid, on=any(job.unsaid for job in self.core.jobs.values()))
         if self.core.jobs or self.core.stopping:
             self.busy.set()
             self.stirred.set()
@@ -117,8 +130,8 @@ class Pump:
                 self._signals.put_nowait(instruction)
             case ShipLog():
                 self._spawn(self._ship(instruction))
-            case ShedLog():
-                self._shed(instruction)
+            case ShedLog() | NoteInLog() | DropFinal():
+                self._change_files(instruction)
             case ForgetJob(job_id):
                 for tell in self.before_forget:
                     tell(instruction)
@@ -174,6 +187,17 @@ class Pump:
         except StoreError as error:
             log.error("maintenance will not survive a restart", reason=str(error))
 
+    def _change_files(self, instruction: ShedLog | NoteInLog | DropFinal) -> None:
+        match instruction:
+            case ShedLog():
+                self._shed(instruction)
+            case NoteInLog(job_id, text):
+                self.feed(LogGrew(job_id, self._store.append_log(job_id, text)))
+            case DropFinal(job_id, ended):
+                if ended is not None:
+                    self._store.record_end(ended)
+                self._store.drop_final(job_id)
+
     def _shed(self, piece: ShedLog) -> None:
         try:
             size = self._store.shed_log(piece.job_id, piece.offset, piece.count)
@@ -192,6 +216,13 @@ class Pump:
         """Wait for pieces of work under way."""
         while self._work:
             await asyncio.gather(*self._work, return_exceptions=True)
+
+
+def _show(event: asyncio.Event, *, on: bool) -> None:
+    if on:
+        event.set()
+    else:
+        event.clear()
 
 
 def _fields(said: Say) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import structlog
 
 from airflow_edge_agent.core.events import JobHeard
 from airflow_edge_agent.core.jobs import AgentJob, Phase
-from airflow_edge_agent.ports import ExecutionApi, RelayCall, RelayReply, TransportError
+from airflow_edge_agent.ports import ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
+from airflow_edge_agent.runtime.finals import FinalStates, accepted, is_long, whole
 from airflow_edge_agent.runtime.pump import Pump
 
 log = structlog.get_logger()
@@ -39,7 +40,12 @@ _SAY_SECONDS = 60.0
 _SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
 _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
-_STATE = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?|$)")
+_START = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/run(\?|$)")
+_STATE = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?[!-~]{0,1000})?")
+_FAILED = 424
+"""What a call is answered that fails at once: a status that the Task SDK takes for an error and does not try again."""
+
+_NOT_KNOWN = "the server has not heard yet which jobs are held here"
 _WORKS = (Phase.STARTING, Phase.RUNNING)
 
 
@@ -51,9 +57,22 @@ class Relay:
 
     :param socket: where jobs find it.
     :param key: of the secrets; random, at least 32 bytes.
+    :param finals: takes the states in which tasks end, while the server is away.
+    :param fail_at_once: whether other calls fail then, instead of waiting.
     """
 
-    def __init__(self, pump: Pump, execution: ExecutionApi, socket: Path, key: bytes) -> None:
+    def __init__(
+        self,
+        pump: Pump,
+        execution: ExecutionApi,
+        socket: Path,
+        key: bytes,
+        *,
+        finals: FinalStates,
+        fail_at_once: bool = False,
+    ) -> None:
+        self._finals = finals
+        self._fail_at_once = fail_at_once
         self.socket = socket
         self._pump = pump
         self._execution = execution
@@ -101,10 +120,19 @@ class Relay:
         return job if job is not None and job.phase in _WORKS else None
 
     async def _answer(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
+        final = call.method == "PATCH" and _STATE.fullmatch(call.target) is not None
+        if final and not is_long(call):
+            call = await whole(call)
+        attempts = 0
         while True:
+            if final and job.unsaid:
+                return accepted()  # it has been taken, and its task has not heard it
+            attempts += 1
             try:
                 # The fence may change while a call waits: the server may have taken back that it had given the job up.
                 reply = await stack.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
+                if reply.refused and not self._pump.core.connected:
+                    raise NotReached(_NOT_KNOWN)
             except TransportError as error:
                 self._away = True
                 wait = min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS)
@@ -112,10 +140,14 @@ class Relay:
                 if time.monotonic() >= job.heard_at + patience or job.phase not in _WORKS:
                     return RelayReply.plain(503, str(error))
                 self._say(job, error)
-                if _STATE.match(call.target):
-                    self.ending.add(job.job_id)
                 if _HEARTBEAT.match(call.target):
                     return RelayReply.plain(204)
+                if final:
+                    if await self._finals.keep(job, call):
+                        return accepted()
+                    self.ending.add(job.job_id)
+                elif self._fails(call, attempts):
+                    return RelayReply.plain(_FAILED, f"the server is away: {error}")
                 if not isinstance(call.body, bytes):
                     # It is gone. The Task SDK makes the call again, which is in vain before the server is there.
                     await self._reachable(job, patience)
@@ -128,6 +160,13 @@ class Relay:
                     self._pump.feed(JobHeard(job.job_id))
                 return reply
             await asyncio.sleep(max(RETRY_SECONDS, wait))
+
+    def _fails(self, call: RelayCall, attempts: int) -> bool:
+        """Tell whether a call is not to wait for the server. A task that begins waits all the same: nothing is lost."""
+        if not self._fail_at_once or _START.match(call.target):
+            return False
+        # Of a session that is there, one broken connection says little.
+        return attempts > 1 or not self._pump.core.connected or not isinstance(call.body, bytes)
 
     def _say(self, job: AgentJob, error: TransportError) -> None:
         if time.monotonic() >= self._said_at + _SAY_SECONDS:
