@@ -48,8 +48,8 @@ A job is one dispatch of one workload. A task instance that is deferred or resch
 is queued.
 
 While its agent is away, a job stays *accepted* or *running*, and its task *running* in Airflow, until the agent is back
-or the disconnect lease is over; then the server ends it as *lost*. The agent, if it lives, has ended it as *killed*
-before.
+or the disconnect lease is over, also if its task has ended there meanwhile; then the server ends it as *lost*. The
+agent, if it lives, has ended it as *killed* before, if it still ran.
 
 """
 

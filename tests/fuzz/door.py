@@ -23,6 +23,7 @@ from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.protocol.relay import REQUEST_HEADERS
+from airflow_edge_agent.runtime.finals import FinalStates
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
 from fakes.credentials import make_prover
@@ -71,10 +72,12 @@ class Door:
             job = AgentJob(job_id=new_id(), fence=7, slots=1, label="a job", phase=phase, heard_at=time.monotonic())
             job.disconnect_lease_seconds = 0.001
             core.jobs[job.job_id] = job
-        pump = Pump(core, store=MemoryJobStore(), runner=MemoryRunner(), boot_id="b", default_execution_url="x")
+        store = MemoryJobStore()
+        pump = Pump(core, store=store, runner=MemoryRunner(), boot_id="b", default_execution_url="x")
         execution = ExecutionClient(f"http://127.0.0.1:{port}/air", make_prover(), Network())
         self._stack.push_async_callback(execution.close)
-        relay = Relay(pump, execution, self._socket, relay_key(self._folder))
+        finals = FinalStates(pump, execution, store)
+        relay = Relay(pump, execution, self._socket, relay_key(self._folder), finals=finals)
         self._secrets = [relay.secret(job_id).encode() for job_id in core.jobs]
         listener = RelayListener(self._socket, users=lambda: {os.geteuid()}, handler=relay.handle)
         await listener.open()

@@ -129,10 +129,7 @@ class Relay:
                 return accepted()  # it has been taken, and its task has not heard it
             attempts += 1
             try:
-                # The fence may change while a call waits: the server may have taken back that it had given the job up.
-                reply = await stack.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
-                if reply.refused and not self._pump.core.connected:
-                    raise NotReached(_NOT_KNOWN)
+                return await self._attempt(job, call, stack)
             except TransportError as error:
                 self._away = True
                 wait = min(error.retry_after_seconds, _LONGEST_WAIT_SECONDS)
@@ -152,14 +149,21 @@ class Relay:
                     # It is gone. The Task SDK makes the call again, which is in vain before the server is there.
                     await self._reachable(job, patience)
                     return RelayReply.plain(503, str(error))
-            else:
-                if self._away:
-                    self._away = False
-                    self._pump.reached.set()
-                if time.monotonic() >= job.heard_at + _HEARD_SECONDS:
-                    self._pump.feed(JobHeard(job.job_id))
-                return reply
             await asyncio.sleep(max(RETRY_SECONDS, wait))
+
+    async def _attempt(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
+        # The fence may change while a call waits: the server may have taken back that it had given the job up.
+        async with AsyncExitStack() as attempt:
+            reply = await attempt.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
+            if self._away:
+                self._away = False
+                self._pump.reached.set()
+            if reply.refused and not self._pump.core.connected:
+                raise NotReached(_NOT_KNOWN)  # as good as away
+            await stack.enter_async_context(attempt.pop_all())
+        if time.monotonic() >= job.heard_at + _HEARD_SECONDS:
+            self._pump.feed(JobHeard(job.job_id))
+        return reply
 
     def _fails(self, call: RelayCall, attempts: int) -> bool:
         """Tell whether a call is not to wait for the server. A task that begins waits all the same: nothing is lost."""
