@@ -11,7 +11,7 @@ import pytest
 
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
 from airflow_edge_agent.core.events import JobEnded
-from airflow_edge_agent.ports import JobStore, StoredJob
+from airflow_edge_agent.ports import FinalState, JobStore, StoredJob
 from airflow_edge_agent.protocol.frames import Usage
 from airflow_edge_agent.protocol.jobs import Outcome
 from fakes import MemoryJobStore
@@ -210,3 +210,46 @@ def test_what_was_sent_of_a_log_is_noted_until_more_is_sent(sides: Sides) -> Non
     store.sending(offer.job_id, 301)
     assert store.sent(offer.job_id) is None
     assert store.sent(new_id()) is None
+
+
+def test_a_final_state_is_kept_until_it_is_dropped(sides: Sides) -> None:
+    store, _ = sides
+    offer = make_offer()
+    store.add(offer, "boot-1")
+    assert (store.has_final(offer.job_id), store.final(offer.job_id)) == (False, None)
+    body = b'{"state": "deferred"}'
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    final = FinalState(f"task-instances/{new_id()}/state".encode(), headers, body, 12.5)
+    store.keep_final(offer.job_id, final)
+    assert store.has_final(offer.job_id)
+    assert store.final(offer.job_id) == final
+    store.drop_final(offer.job_id)
+    assert not store.has_final(offer.job_id)
+    store.drop_final(offer.job_id)
+    store.keep_final(offer.job_id, final)
+    store.add(offer, "boot-1")
+    assert not store.has_final(offer.job_id), "an earlier dispatch's"
+
+
+def test_the_agents_own_word_on_the_end_counts(sides: Sides) -> None:
+    store, runner = sides
+    offer = make_offer()
+    store.add(offer, "boot-1")
+    runner.runner_ended(offer.job_id, Outcome.FINISHED, 0, None, USAGE)
+    ended = store.ended(offer.job_id)
+    assert ended is not None
+    store.record_end(JobEnded(offer.job_id, Outcome.SUPERSEDED, 0, "decided otherwise", usage=ended.usage))
+    assert store.ended(offer.job_id) == JobEnded(offer.job_id, Outcome.SUPERSEDED, 0, "decided otherwise", 0, USAGE)
+
+
+def test_a_line_of_the_agents_own_goes_behind_the_log(sides: Sides) -> None:
+    store, runner = sides
+    offer = make_offer()
+    store.add(offer, "boot-1")
+    assert store.append_log(offer.job_id, "nowhere") == 0
+    runner.runner_logged(offer.job_id, b'{"event": "hello"}\n')
+    size = store.append_log(offer.job_id, "the agent ends this task")
+    assert size == store.log_size(offer.job_id)
+    first, second = store.read_log(offer.job_id, 0, 10_000).splitlines()
+    assert first == b'{"event": "hello"}'
+    assert json.loads(second)["event"] == "the agent ends this task"

@@ -30,6 +30,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="this seed only: replays a run")
     parser.add_argument("--carrier", default="", metavar="A,B", help="http, websocket; default: the agent's own choice")
     parser.add_argument("--database", default="postgresql,sqlite", metavar="A,B", help="default: %(default)s")
+    parser.add_argument(
+        "--execution-api", choices=("relay", "direct"), default="direct", help="how tasks reach Airflow (%(default)s)"
+    )
     parser.add_argument("--scale", type=float, default=float(os.environ.get("SCALE") or 1), help="of all deadlines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes there")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs, even when all is well")
@@ -60,7 +63,12 @@ def main() -> int:
             names = only or (list(FAULTS) if database == "postgresql" else list(ON_SQLITE))
             names = [name for name in names if database in FAULTS[name].databases]
             print(f"starting Airflow on {database}", flush=True)
-            with World(folder / database, database=database, scale=arguments.scale) as world:
+            with World(
+                folder / database,
+                database=database,
+                scale=arguments.scale,
+                execution_api=arguments.execution_api,
+            ) as world:
                 for name in names:
                     for carrier in carriers:
                         for seed in seeds:

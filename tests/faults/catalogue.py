@@ -159,7 +159,7 @@ def _late_start(scene: Scene) -> None:
         "accept_ack",
         deliver=True,
         bar=r"^(POST|GET) /edge-agents/",
-        hold=r"^PATCH /execution/task-instances/[^ ]+/run ",
+        hold=r"^PATCH \S*/execution/task-instances/[^ ]+/run ",
     )
     _within(scene, 20, trap.sprung.is_set)
     if not trap.sprung.is_set():

@@ -97,6 +97,7 @@ class Scene:
         self.kept: list[KeptLogs] = []
         self.run_id = ""
         self._settings: dict[str, Any] = {
+            "execution_api": world.execution_api,
             "execution_api_url": f"{world.site.url}/execution/",
             "runner": {
                 "idle_seconds": 60,

@@ -43,8 +43,11 @@ class World:
         dags: Path = DAGS,
         dag_ids: Sequence[str] = (DAG_ID,),
         settings: Mapping[str, str] | None = None,
+        execution_api: str = "direct",
     ) -> None:
         self.root = root
+        self.execution_api = execution_api
+        """How the agents' tasks reach Airflow."""
         self.database = database
         self.scale = scale
         self.postgres: Postgres | None = None

@@ -29,6 +29,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sample", action="store_true", help="some rows, with less log and fewer tasks: minutes")
     parser.add_argument("--small", action="store_true", help="all rows, with less log and fewer tasks")
     parser.add_argument("--log-mb", type=int, help="how much log the task that writes much writes (default: 1000)")
+    parser.add_argument(
+        "--execution-api", choices=("relay", "direct"), default="direct", help="how tasks reach Airflow (%(default)s)"
+    )
     parser.add_argument("--scale", type=float, default=float(os.environ.get("SCALE") or 1), help="of all deadlines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows there")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs, even when all is well")
@@ -56,7 +59,14 @@ def main() -> int:
     began = time.monotonic()
     try:
         print("starting Airflow", flush=True)
-        with World(folder, scale=arguments.scale, dags=DAGS, dag_ids=("trial", "crowd"), settings=SETTINGS) as world:
+        with World(
+            folder,
+            scale=arguments.scale,
+            dags=DAGS,
+            dag_ids=("trial", "crowd"),
+            settings=SETTINGS,
+            execution_api=arguments.execution_api,
+        ) as world:
             for fault in faults:
                 rows.append(run_row(world, fault, sizes))
                 _tell(rows[-1])

@@ -228,6 +228,25 @@ async def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (answer.status_code, answer.json()["detail"]["reason"]) == (503, "relay")
 
 
+async def test_calls_may_fail_at_once_but_not_what_a_task_lives_by(tmp_path: Path) -> None:
+    async with serve(FarEnd()) as port:
+        pass
+    async with placed(tmp_path, port, fail_at_once=True) as place, place.client() as client:
+        for method, url in (("GET", "/execution/variables/x"), ("POST", "/execution/xcoms/d/r/t/k")):
+            answer = await client.request(method, url, content=b"")
+            # The Task SDK would try again after a 5xx, and takes a 404 for something that is not there.
+            assert answer.status_code == 424
+            assert "the server is away" in answer.json()["detail"]["message"]
+        assert (await client.put(HEARTBEAT, content=b"{}")).status_code == 204
+        state = HEARTBEAT.replace("heartbeat", "state")
+        assert (await client.patch(state, content=b'{"state": "success"}')).status_code == 204
+        assert place.job.unsaid
+        begins = asyncio.create_task(client.patch(HEARTBEAT.replace("heartbeat", "run"), content=b"{}"))
+        done, _ = await asyncio.wait({begins}, timeout=1.0)
+        assert not done, "a task that begins waits"
+        begins.cancel()
+
+
 async def test_the_disconnect_lease_says_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "PATIENCE_SECONDS", 0.0)
     async with serve(FarEnd()) as port:

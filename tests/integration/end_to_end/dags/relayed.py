@@ -204,8 +204,32 @@ def long_outage() -> None:
             time.sleep(0.05)
         (folder / "ended").touch()
 
+    @task(retries=0, queue="short")
+    def ends() -> None:
+        folder = Path((get_current_context()["dag_run"].conf or {})["dir"])
+        (folder / "began").touch()
+        while not (folder / "end").exists():
+            time.sleep(0.05)
+
     waits()
+    ends()
+
+
+@dag(schedule=None, catchup=False)
+def silent_outage() -> None:
+    """Tasks that return nothing: in an outage they wait for nobody, and end."""
+
+    @task(retries=0)
+    def member(number: int) -> None:
+        folder = Path((get_current_context()["dag_run"].conf or {})["dir"])
+        with (folder / f"began-{number}").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        while not (folder / f"go-{number}").exists():
+            time.sleep(0.05)
+
+    member.expand(number=list(range(5)))
 
 
 outage()
 long_outage()
+silent_outage()
