@@ -15,6 +15,7 @@ from bench.arms import AgentArm, Arm, PeerArm
 from bench.figure import BenchError
 from bench.measure import Bench, Plan
 from bench.report import Column, is_own, table, write_json
+from bench.ways import LABEL, SETTINGS, Places, Ways
 from harness.postgres import Postgres, PostgresError, find_binaries
 from harness.processes import Keeper, ProcessError
 from harness.rest import RestError
@@ -74,10 +75,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and a shorter idle time; rougher figures")
     parser.add_argument(
         "--arms",
-        type=_list_of("agent", "relay", "peer"),
+        type=_list_of("agent", "relay", "peer", "ways"),
         default=["agent"],
         metavar="LIST",
-        help="agent, relay (an agent that relays the Execution API), peer (edge3), or several",
+        help="agent, relay (an agent that relays the Execution API), peer (edge3), ways (both ways to the Execution "
+        "API, compared call by call and over a slow link), or several",
     )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--json", type=Path, default=BENCH / "results.json", metavar="FILE")
@@ -129,6 +131,8 @@ def _measure(kind: str, database: str, plan: Plan) -> Column:
                 dags=dags,
                 relay=kind == "relay",
             )
+        elif kind == "ways":
+            return _compare_ways(root, database, stack, keeper, plan=plan, progress=progress)
         else:
             server = BENCH / "env-peer"
             arm = PeerArm(root / "edge" / "worker", keeper, environment=server)
@@ -149,6 +153,24 @@ def _measure(kind: str, database: str, plan: Plan) -> Column:
                 return Column(arm.label, database, Bench(site, arm, plan, progress).run())
             finally:
                 arm.stop()
+
+
+def _compare_ways(
+    root: Path, database: str, stack: ExitStack, keeper: Keeper, *, plan: Plan, progress: Callable[[str], None]
+) -> Column:
+    places = Places(root / "edge", DEMO / "env-agent", DEMO / "env-runtime", root / "edge" / "dags")
+    site = AirflowSite(
+        root / "central",
+        keeper=keeper,
+        environment=PROJECT / ".venv",
+        bundles={"bench": root / "central" / "dags"},
+        settings=SETTINGS,
+        database_url=_database(database, stack),
+        progress=progress,
+    )
+    with site:
+        site.start()
+        return Column(LABEL, database, Ways(site, keeper, places, plan.cpu_rounds, progress).run())
 
 
 def _database(name: str, stack: ExitStack) -> str | None:

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from bench.ways import LABEL
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from bench.figure import Figure
+
+OWN = "airflow-edge-agent"
+"""The column that others are compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def _target(model: Figure, columns: Sequence[Column]) -> str:
 
 def is_own(column: Column) -> bool:
     """Whether the figures are our agent's."""
-    return column.arm == "airflow-edge-agent"
+    return column.arm in {OWN, LABEL}
 
 
 def _pairs(columns: Sequence[Column]) -> list[tuple[Column, Column]]:
@@ -64,7 +69,7 @@ def _pairs(columns: Sequence[Column]) -> list[tuple[Column, Column]]:
         (own, other)
         for own in columns
         for other in columns
-        if is_own(own) and not is_own(other) and own.database == other.database
+        if own.arm == OWN and not is_own(other) and own.database == other.database
     ]
 
 

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
-from airflow.sdk import dag, task
+from airflow.sdk import Variable, dag, get_current_context, task
 
 MAPPED = 10
 CROWD = 60
@@ -14,6 +15,8 @@ LOG_LINES = 50_000
 LOG_LINE_CHARACTERS = 1_000
 SLEEPING = 4
 SLEEP_SECONDS = 20
+CALLS = 300
+MANY = 50
 
 
 @dag(schedule=None, catchup=False)
@@ -86,6 +89,49 @@ def bench_ticks() -> None:
     clock()
 
 
+def ways(way: str) -> None:
+    """Define what the two ways to the Execution API are compared by; each way has a queue."""
+
+    @dag(dag_id=f"bench_trivial_{way}", schedule=None, catchup=False)
+    def alone() -> None:
+        @task(queue=way)
+        def trivial() -> None:
+            return
+
+        trivial()
+
+    @dag(dag_id=f"bench_calls_{way}", schedule=None, catchup=False)
+    def asking() -> None:
+        @task(queue=way)
+        def calls() -> list[float]:
+            """Ask for a variable again and again; return how long each answer took, in milliseconds."""
+            taken = []
+            for _ in range(CALLS):
+                began = time.perf_counter()
+                Variable.get("bench")
+                taken.append((time.perf_counter() - began) * 1_000)
+            return taken
+
+        calls()
+
+    @dag(dag_id=f"bench_many_{way}", schedule=None, catchup=False)
+    def many() -> None:
+        @task(queue=way)
+        def waits(number: int) -> int:
+            folder = Path((get_current_context()["dag_run"].conf or {})["dir"])
+            while not (folder / "go").exists():
+                time.sleep(0.5)
+            return number
+
+        waits.expand(number=list(range(MANY)))
+
+    alone()
+    asking()
+    many()
+
+
+for name in ("relay", "direct"):
+    ways(name)
 bench_single()
 bench_mapped()
 bench_crowd()
