@@ -73,6 +73,10 @@ test-unit: .venv/ready ## Run the tests that start no Airflow and no database
 test-airflow: .compat/airflow-$(AIRFLOW)/ready ## Run the server's tests and a Dag on another Airflow: AIRFLOW=3.2
 	@.compat/airflow-$(AIRFLOW)/bin/python -m pytest $(AIRFLOW_TESTS) $(ARGS)
 
+.PHONY: test-fab
+test-fab: .compat/fab/ready ## Test who may look and who may change with Flask AppBuilder's auth manager
+	@.compat/fab/bin/python -m pytest tests/integration/server/test_fab_rights.py $(ARGS)
+
 .PHONY: test-runtimes
 test-runtimes: .venv/ready $(RUNTIMES:%=.compat/runtime-%/ready) ## Run the demo's Dag in task runtimes of older Airflows: RUNTIMES="1.1 1.2"
 	@EDGE_TEST_RUNTIMES="$(subst $(SPACE),:,$(RUNTIMES:%=$(CURDIR)/.compat/runtime-%)):$(CURDIR)/.venv" \
@@ -224,6 +228,16 @@ server/ui/node_modules/ready: server/ui/package.json server/ui/package-lock.json
 	@mkdir -p .compat
 	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .compat/airflow-$*
 	@$(UV) pip install --quiet --python .compat/airflow-$*/bin/python "apache-airflow==$*.*" $(CONSTRAINTS_$*) \
+		apache-airflow-providers-standard hypothesis 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio pytest-timeout statsd \
+		trustme \
+		--editable agent --editable server
+	@touch $@
+
+.compat/fab/ready: agent/pyproject.toml server/pyproject.toml Makefile | python-found $(filter .tools/%,$(UV))
+	@echo "Installing Airflow with Flask AppBuilder's auth manager and the tests into .compat/fab"
+	@mkdir -p .compat
+	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .compat/fab
+	@$(UV) pip install --quiet --python .compat/fab/bin/python "apache-airflow==3.3.*" "apache-airflow-providers-fab>=3,<4" \
 		apache-airflow-providers-standard hypothesis 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio pytest-timeout statsd \
 		trustme \
 		--editable agent --editable server

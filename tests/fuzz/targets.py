@@ -343,6 +343,7 @@ class Agent:
             self._live(thought)
             await self._pump.settle()
             await self._check()
+        await link.close()
         self._forget()
         return count
 
