@@ -19,7 +19,9 @@ There are those that the server gives to Airflow, and those that an agent tells 
 
 They go where Airflow's own metrics go: StatsD (`[metrics] statsd_on`) or OpenTelemetry (`otel_on`). They tell agents,
 queues and states apart by tags. Plain StatsD has none: set `statsd_influxdb_enabled` or `statsd_datadog_enabled`, or
-use OpenTelemetry. `[metrics] metrics_allow_list` and `metrics_block_list` count for these, too.
+use OpenTelemetry. `[metrics] metrics_allow_list` and `metrics_block_list` count for these, too. Airflow puts its prefix
+before their names: `airflow.`, unless `statsd_prefix` or `otel_prefix` says otherwise. In tags, whatever is no letter
+of ASCII, digit, `_`, `.`, `-` or `/` is an underscore: `maintenance_mode`.
 
 Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a
 job used is told once, by the scheduler that sees its end. Where there are several schedulers, take the maximum of the
@@ -27,8 +29,9 @@ gauges.
 
 [dashboard.json](monitoring/dashboard.json) is a dashboard for Grafana, and [alerts.yaml](monitoring/alerts.yaml) has
 example rules for Prometheus. Both take the names that OpenTelemetry, or a StatsD exporter that keeps tags as labels,
-give to these metrics: dots become underscores. A test holds them to names and tags that are really emitted. They have
-not been loaded into a Grafana or a Prometheus yet.
+give to these metrics: dots become underscores, and `airflow_` comes before them. Tests hold this page, the dashboard
+and the rules to the names, kinds and tags that a real Airflow sends to a StatsD and to an OpenTelemetry receiver. They
+have not been loaded into a Grafana or a Prometheus yet.
 
 | metric | kind | tags | meaning |
 | --- | --- | --- | --- |

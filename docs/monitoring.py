@@ -19,11 +19,11 @@ _WIDTH, _HEIGHT, _ACROSS = 8, 7, 3
 
 
 def series(name: str) -> str:
-    """Return what Prometheus calls a metric.
+    """Return what Prometheus calls a metric, with the prefix that Airflow gives to all of its own.
 
     :raises KeyError: when nothing of that name is emitted.
     """
-    return f"{PREFIX}{METRICS[name].name}".replace(".", "_")
+    return f"airflow.{PREFIX}{METRICS[name].name}".replace(".", "_")
 
 
 def _one_agent(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import sys
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from airflow_edge_server import plainly
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+    from pathlib import Path
 
     from airflow.api_fastapi.auth.tokens import JWTGenerator
     from fastapi import Request
@@ -225,6 +227,34 @@ def log_reader_installed() -> bool:
         return isinstance(get_remote_task_log(), EdgeLogIO)
     except Exception:  # noqa: BLE001  as above
         return False
+
+
+def remote_log_io() -> Any:
+    """Return Airflow's remote log handler as configured, without our own reader; ``None``: there is none."""
+    from airflow_edge_server.log_io import EdgeLogIO  # noqa: PLC0415  api-server only
+
+    try:
+        from airflow.logging_config import get_remote_task_log  # noqa: PLC0415  private use, guarded
+
+        found = get_remote_task_log()
+    except Exception as error:  # noqa: BLE001  whatever is configured there must not stop the api-server
+        log.warning("Airflow's remote logging cannot be used (%s: %s)", type(error).__name__, error)
+        return None
+    return found.inner if isinstance(found, EdgeLogIO) else found
+
+
+def rebased_log_io(remote: Any, folder: Path) -> Any:
+    """Return a remote log handler that uploads from another folder than Airflow's log folder.
+
+    In that folder it may delete what it has uploaded, and it finds nothing there but what it is given.
+
+    :raises TypeError: when it cannot be told so.
+    """
+    if not hasattr(remote, "base_log_folder"):
+        raise TypeError(f"{type(remote).__name__} takes no whole logs: it has no base_log_folder")
+    moved = copy.copy(remote)
+    moved.base_log_folder = type(remote.base_log_folder)(folder)
+    return moved
 
 
 def local_log_files(relative_path: str) -> list[str]:

@@ -30,6 +30,10 @@ class Settings:
     execution_api_url: str | None
     reconnect_spread_seconds: float = 2.0
     metric_retention_days: float = 1.0
+    log_hand_over: bool = True
+    """Whether complete logs are handed over to remote logging, where it is configured."""
+    handed_over_log_retention_days: float = 1.0
+    """How long they are kept here after that."""
     event_retention_days: float = 30.0
     max_connections: int = 5_000
     agent_connections: int = 8
@@ -65,6 +69,8 @@ def load(source: Any = conf) -> Settings:
         disconnect_grace_seconds=_number(source, "disconnect_grace", 300, 1, 30 * 86_400),
         job_retention_days=_number(source, "job_retention", 7, 0, 36_500),
         log_retention_days=_number(source, "log_retention", 30, 0, 36_500),
+        log_hand_over=source.getboolean(SECTION, "log_hand_over", fallback=True),
+        handed_over_log_retention_days=_number(source, "handed_over_log_retention", 1, 0, 36_500),
         metric_retention_days=_number(source, "metric_retention", 1, 0, 366),
         event_retention_days=_number(source, "event_retention", 30, 0, 36_500),
         execution_api_url=(url or "").strip() or None,

@@ -137,6 +137,9 @@ class Housekeeping:
         return write(
             airflow_sessions,
             lambda session: purge.purge_batch(
-                session, job_days=settings.job_retention_days, log_days=settings.log_retention_days
+                session,
+                job_days=settings.job_retention_days,
+                log_days=settings.log_retention_days,
+                handed_over_days=settings.handed_over_log_retention_days,
             ),
         )

@@ -71,6 +71,12 @@ class EdgeLogIO:
         jobs = _jobs(relative_path)
         if not jobs:
             return self._inner_stream(relative_path, ti)
+        if self.inner is not None and all(job.handed_over or not job.log_next_offset for job in jobs):
+            # What has been handed over must not be shown twice. Should it be gone there, it may still be here.
+            remote_sources, remote = self._inner_stream(relative_path, ti)
+            if remote:
+                local_sources, local = _local_streams(relative_path)
+                return [*remote_sources, *local_sources], [*remote, *local]
         sources = [describe(job) for job in jobs]
         finished = str(getattr(ti, "state", None)) not in _UNFINISHED
         streams: Streams = []

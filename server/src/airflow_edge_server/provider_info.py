@@ -85,6 +85,20 @@ def get_provider_info() -> dict[str, Any]:
                         "30",
                         "Days that the log of a finished job is kept in the metadata database.\n",
                     ),
+                    "log_hand_over": _option(
+                        "boolean",
+                        "True",
+                        "True",
+                        "Whether the complete log of a task is handed over to Airflow's remote logging, where that is\n"
+                        "configured.\n",
+                    ),
+                    "handed_over_log_retention": _option(
+                        "float",
+                        "1",
+                        "1",
+                        "Days that a log is kept in the metadata database after it was handed over to remote logging,\n"
+                        "but not longer than ``log_retention``.\n",
+                    ),
                     "max_connections": _option(
                         "integer",
                         "5000",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Metric:
     meaning: str
 
 
+_NOT_IN_TAGS = re.compile(r"[^A-Za-z0-9_.\-/]")
+
 _JOB = ("dag_id", "task_id", "queue", "agent")
 
 METRICS = {
@@ -58,8 +61,8 @@ METRICS = {
         Metric("agent.load_1_per_core", "gauge", ("agent",), "Load of its host over one minute, per core."),
         Metric("agent.memory_percent", "gauge", ("agent",), "Memory of its host in use."),
         Metric("agent.disk_percent", "gauge", ("agent",), "Use of the disk that holds its state."),
-        Metric("job.wall_seconds", "timing", _JOB, "How long a job ran."),
-        Metric("job.cpu_seconds", "timing", _JOB, "User and system time of its processes."),
+        Metric("job.wall_time", "timing", _JOB, "How long a job ran, in milliseconds."),
+        Metric("job.cpu_time", "timing", _JOB, "User and system time of its processes, in milliseconds."),
         Metric("job.peak_memory_bytes", "gauge", _JOB, "Most memory of its processes."),
         Metric("job.io_read_bytes", "counter", _JOB, "Bytes it read from disks, where that is known."),
         Metric("job.io_write_bytes", "counter", _JOB, "Bytes it wrote to disks, where that is known."),
@@ -104,7 +107,7 @@ class FleetMetrics:
         metric = METRICS[name]
         assert metric.kind == "gauge"
         assert set(tags) == set(metric.tags)
-        self._stats.gauge(f"{PREFIX}{name}", value, tags=tags)
+        self._stats.gauge(f"{PREFIX}{name}", value, tags={tag: tag_value(word) for tag, word in tags.items()})
 
     def _fleet(self, counts: Iterable[fleet.FleetCount]) -> None:
         by_state = {count.state: count for count in counts}
@@ -143,6 +146,14 @@ class FleetMetrics:
                 if value is not None:
                     self._gauge(f"agent.{figure}", value, agent=name)
         self._agents = set(agents)
+
+
+def tag_value(text: str) -> str:
+    """Return what stands for a text in a tag.
+
+    Airflow makes tags a part of the name for StatsD, and drops whatever has other characters in its name than these.
+    """
+    return _NOT_IN_TAGS.sub("_", text)
 
 
 def host_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_edge_server import plainly
-from airflow_edge_server.telemetry import METRICS
+from airflow_edge_server.telemetry import METRICS, tag_value
 
 if TYPE_CHECKING:
     from airflow_edge_server.store.queue import EndedJob
@@ -28,17 +28,17 @@ _TIMINGS, _GAUGES, _COUNTERS = _figures("timing"), _figures("gauge"), _figures("
 def emit_usage(stats: Any, job: EndedJob) -> None:
     """Emit the usage of an ended job; what is not known of it is left out.
 
-    Seconds are timings, so that a backend makes distributions of them; bytes read and written are counters, to be
-    summed up; the peak is a gauge.
+    Times are timings, so that a backend makes distributions of them, in milliseconds as all of Airflow's; bytes read
+    and written are counters, to be summed up; the peak is a gauge.
 
     :param stats: Airflow's, with ``timing``, ``gauge`` and ``incr``.
     """
     dag_id, task_id = job.place[:2]
     known = {"dag_id": dag_id, "task_id": task_id, "queue": job.queue, "agent": job.agent_name}
-    tags = {name: value for name, value in known.items() if value}
+    tags = {name: tag_value(value) for name, value in known.items() if value}
     try:
         for name in _TIMINGS:
-            if (value := job.usage.get(name)) is not None:
+            if (value := job.usage.get(f"{name.removesuffix('_time')}_seconds")) is not None:
                 stats.timing(f"{PREFIX}{name}", timedelta(seconds=value), tags=tags)
         for name in _GAUGES:
             if (value := job.usage.get(name)) is not None:

@@ -160,8 +160,8 @@ def usage_goes_to_airflows_metrics() -> None:
         found = _received(listener, 5)
     values = {name: value for name, (_, value) in found.items()}
     assert values == {
-        "wall_seconds": "12250.000000|ms",
-        "cpu_seconds": "3500.000000|ms",
+        "wall_time": "12250.000000|ms",
+        "cpu_time": "3500.000000|ms",
         "peak_memory_bytes": "131072000|g",
         "io_read_bytes": "1048576|c",
         "io_write_bytes": "4096|c",
@@ -180,7 +180,7 @@ def a_usage_that_nobody_knows_is_not_made_up() -> None:
         scenes.set_job(job.id, usage={"wall_seconds": 1.0})
         scenes.finish(job.id)
         edge.sync()
-        assert list(_received(listener, 1)) == ["wall_seconds"]
+        assert list(_received(listener, 1)) == ["wall_time"]
         listener.setblocking(False)  # noqa: FBT003  its only argument
         try:
             more = listener.recv(65_536).decode()

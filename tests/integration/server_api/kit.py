@@ -62,6 +62,7 @@ SETTINGS = Settings(
     job_retention_days=7,
     log_retention_days=30,
     execution_api_url=None,
+    log_hand_over=False,
 )
 PACE = Pace(busy_seconds=0.05, notices_seconds=0.1, shortest_seconds=0.01)
 

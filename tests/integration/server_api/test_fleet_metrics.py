@@ -84,6 +84,7 @@ def test_the_fleet_is_told_by_state_queue_and_agent(database: Database) -> None:
     assert "agent.disk_percent press" not in told
     assert "agent.cpu_percent lathe" not in told
     assert len([name for name in told if name.startswith("agents ")]) == len(AgentState)
+    assert told["agents maintenance_mode"] == 0
     # What is gone does not keep its last value.
     database.set_job(job_id, state="finished")
     with database.sessions() as session:
@@ -91,6 +92,17 @@ def test_the_fleet_is_told_by_state_queue_and_agent(database: Database) -> None:
     read(database.open, fleet.emit)
     assert (told["queue.queued moon"], told["queue.oldest_seconds moon"], told["agent.connected press"]) == (0, 0, 0)
     assert {name.split(" ")[0] for name in told} <= set(METRICS)
+
+
+def test_tags_hold_nothing_that_airflow_would_drop_them_for(database: Database) -> None:
+    with database.sessions() as session:
+        session.add(
+            EdgeAgent(name="press", state="maintenance mode", queues=["grüne halle"], granted_queues=["*"], metrics={})
+        )
+    backend = Backend()
+    read(database.open, FleetMetrics(backend).emit)
+    assert backend.told["agents maintenance_mode"] == 1
+    assert backend.told["queue.queued gr_ne_halle"] == 0
 
 
 def test_a_backend_that_fails_stops_nothing(database: Database) -> None:
@@ -113,14 +125,14 @@ def test_all_that_is_described_is_emitted_and_dashboard_and_alerts_use_nothing_e
     emit_usage(backend, EndedJob("j", "task", "t", 1, "press", "finished", 0, None, place, "plant", usage))
     assert backend.tags == {f"{PREFIX}{name}": set(metric.tags) for name, metric in METRICS.items()}
 
-    known = {name.replace(".", "_"): tags for name, tags in backend.tags.items()}
+    known = {f"airflow.{name}".replace(".", "_"): tags for name, tags in backend.tags.items()}
     dashboard = json.loads((DOCS / "monitoring" / "dashboard.json").read_text())
     alerts = yaml.safe_load((DOCS / "monitoring" / "alerts.yaml").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     queries += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
     assert len(queries) > 15
     for query in queries:
-        used = set(re.findall(r"edge_agent_\w+", query))
+        used = set(re.findall(r"\w*edge_agent_\w+", query))
         assert used, query
         assert used <= set(known), query
         labels = set(re.findall(r"by \((\w+)\)", query)) | set(re.findall(r"(\w+)=~?\"", query))

@@ -209,7 +209,7 @@ def test_the_daemon_tells_its_metrics_where_it_is_told_to(environment: dict[str,
             client.connect(str(path))
             client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             text = b"".join(iter(lambda: client.recv(65_536), b"")).decode()
-        assert "airflow_edge_agent_connected 0\n" in text
+        assert "edge_agent_local_connected 0\n" in text
         assert text.endswith("# EOF\n")
         process.terminate()
         process.wait(SECONDS)

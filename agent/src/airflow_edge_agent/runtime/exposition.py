@@ -20,7 +20,8 @@ from airflow_edge_agent.protocol.text import visible
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.reports import Person, Reporter
 
-PREFIX = "airflow_edge_agent_"
+PREFIX = "edge_agent_local_"
+"""Other names than those of the server's metrics, which may meet them in one Prometheus."""
 
 MEASURE_SECONDS = 1.0
 """How old figures of the host may be, so that several readers see the same."""

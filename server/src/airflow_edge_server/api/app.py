@@ -32,6 +32,7 @@ from airflow_edge_server.api.listener import Listener
 from airflow_edge_server.api.relay import TOKEN_SECONDS, Relay, Sign
 from airflow_edge_server.api.service import Service
 from airflow_edge_server.api.stopping import StopNotice
+from airflow_edge_server.handover import LogHandOver
 from airflow_edge_server.store.db import schema_problem
 from airflow_edge_server.store.dispatch import Mint
 from airflow_edge_server.store.presence import Presence
@@ -143,6 +144,8 @@ def create_app(
     allowances = Allowances(rate, rate * BURST_SECONDS)
     channel = Channel(service, hub, threads, heartbeat_seconds=settings.heartbeat_seconds, allowances=allowances)
 
+    logs = LogHandOver(sessions) if settings.log_hand_over else None
+
     own_execution = compat.ExecutionApi()
     relay = Relay(sessions, threads, execution=own_execution if execution is None else execution, sign=sign)
 
@@ -160,12 +163,17 @@ def create_app(
             turned=lambda live: _in_loop(loop, hub.listening, live),
         )
         listener.start()
+        if logs is not None:
+            # It loads the handler and what that needs, which may take a while.
+            await loop.run_in_executor(threads, logs.start)
         try:
             yield
         finally:
             notice.remove()
             await hub.stop()
             await asyncio.to_thread(listener.stop)
+            if logs is not None:
+                await asyncio.to_thread(logs.stop)
             await own_execution.close()
             threads.shutdown(wait=False)
             dispatcher.shutdown(wait=False)

@@ -43,6 +43,12 @@ class LoggedJob:
     log_bytes: int | None
     log_next_offset: int
     finished_at: datetime | None
+    hand_over: str | None = None
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether remote logging has the log."""
+        return self.hand_over == "done"
 
     @property
     def may_grow(self) -> bool:
@@ -70,6 +76,7 @@ def find_jobs(session: Session, *, key: str | None = None, ti_id: str | None = N
             EdgeAgentJob.log_bytes,
             EdgeAgentJob.log_next_offset,
             EdgeAgentJob.finished_at,
+            EdgeAgentJob.hand_over,
         )
         .where(condition)
         .order_by(EdgeAgentJob.queued_at, EdgeAgentJob.id)

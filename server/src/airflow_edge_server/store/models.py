@@ -137,6 +137,8 @@ class EdgeAgentJob(Base):
         Index("idx_edge_agent_job_ti", "ti_id"),
         Index("idx_edge_agent_job_log", "log_key"),
         Index("idx_edge_agent_job_finished", "finished_at"),
+        # Whose log is to be handed over.
+        Index("idx_edge_agent_job_hand_over", "hand_over", "finished_at"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -180,6 +182,11 @@ class EdgeAgentJob(Base):
     log_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Final length of the log, known with the result."""
     log_next_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    hand_over: Mapped[str | None] = mapped_column(String(10))
+    """What has become of its log at remote logging: ``done``, ``none`` (there was no log), ``failed`` for good."""
+    hand_over_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When that was; before it: until when nobody needs to look at it, e.g. because one process is at work."""
+    hand_over_tries: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
     offered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     accepted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_server.store.models import EdgeAgentEvent, EdgeAgentJob, EdgeAgentLog, EdgeAgentMetric
@@ -36,17 +36,24 @@ class Purged:
     """Whether there is more to delete."""
 
 
-def purge_batch(session: Session, *, job_days: float, log_days: float) -> Purged:
+def purge_batch(session: Session, *, job_days: float, log_days: float, handed_over_days: float | None = None) -> Purged:
     """Delete one batch of finished jobs and their logs, and leave the commit to the caller.
 
     A log goes ``log_days`` after its job finished; a job goes ``job_days`` after it finished and when its log is gone,
-    because the log is found through it. Rows that another scheduler is deleting are left to it.
+    because the log is found through it. One that remote logging has goes ``handed_over_days`` after it was given to it,
+    if that is sooner. Rows that another scheduler is deleting are left to it.
     """
     now = datetime.now(UTC)
     finished = EdgeAgentJob.state == JobState.FINISHED.value
+    old: ColumnElement[bool] = EdgeAgentJob.finished_at < now - timedelta(days=log_days)
+    if handed_over_days is not None:
+        handed_over = and_(
+            EdgeAgentJob.hand_over == "done", EdgeAgentJob.hand_over_at <= now - timedelta(days=handed_over_days)
+        )
+        old = or_(old, handed_over)
     logged = session.execute(
         select(EdgeAgentJob.id, EdgeAgentJob.log_next_offset)
-        .where(finished, EdgeAgentJob.log_next_offset > 0, EdgeAgentJob.finished_at < now - timedelta(days=log_days))
+        .where(finished, EdgeAgentJob.log_next_offset > 0, old)
         .order_by(EdgeAgentJob.finished_at)
         .limit(BATCH_JOBS)
         .with_for_update(skip_locked=True)
