@@ -38,6 +38,16 @@ have not been loaded into a Grafana or a Prometheus yet.
 """
 
 
+TRACES = """
+## Traces
+
+With `[traces] otel_on`, the scheduler that sees the end of a job tells a span `edge_agent.job`, from the queue to the
+end, as a child of the task instance's, with events `offered`, `accepted` and `started`, and attributes
+`edge_agent.job_id`, `queue`, `agent`, `outcome`, `offers` and `exit_code`. Lines of the agent's log about a job have
+the fields `trace_id` and `span_id` (in the journal `AIRFLOW_TRACE_ID` and `AIRFLOW_SPAN_ID`); those of the agent API
+about a job that was refused, could not be offered or started, or came back, end with both.
+"""
+
 AGENT = """
 ## Of an agent, on its machine
 
@@ -73,7 +83,7 @@ def page() -> str:
         f"| `{metric.sample}` | {metric.kind} | {', '.join(metric.labels)} | {metric.meaning} |\n"
         for metric in exposition.METRICS.values()
     ]
-    return "".join((INTRODUCTION, *rows, AGENT, *told))
+    return "".join((INTRODUCTION, *rows, TRACES, AGENT, *told))
 
 
 if __name__ == "__main__":

@@ -114,9 +114,9 @@ class OtelReceiver(_Receiver):
 
     def _metric(self, metric: Any) -> None:
         shape = metric.WhichOneof("data")
-        kind = {"gauge": "gauge", "sum": "counter", "histogram": "timing"}.get(shape, shape)
+        kind = {"gauge": "gauge", "sum": "counter"}.get(shape, "timing")
         for point in getattr(metric, shape).data_points:
-            value = point.sum if shape == "histogram" else getattr(point, point.WhichOneof("value"))
+            value = point.sum if kind == "timing" else getattr(point, point.WhichOneof("value"))
             tags = frozenset((tag.key, tag.value.string_value) for tag in point.attributes)
             self.told.append(Told(metric.name, kind, tags, value))
 

@@ -179,6 +179,11 @@ def stats() -> Any:
     return Stats
 
 
+def tracing_on() -> bool:
+    """Tell whether Airflow traces."""
+    return bool(conf.getboolean("traces", "otel_on", fallback=False))
+
+
 def is_connection_test(workload: Any) -> bool:
     """Tell whether a workload is a connection test, which Airflow has since 3.3."""
     from airflow.executors import workloads  # noqa: PLC0415  as all in here

@@ -297,9 +297,17 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         if not done:
             return
         write(airflow_sessions, lambda session: queue.mark_reported(session, [job.id for job, _ in done]))
+        self._tell_spans([job.id for job, _ in done])
         for job, verdict in done:
             emit_usage(compat.stats(), job)
             self._close(job, verdict)
+
+    def _tell_spans(self, job_ids: list[str]) -> None:
+        if not compat.tracing_on():
+            return
+        from airflow_edge_server.tracing import emit_spans  # noqa: PLC0415  only where Airflow traces
+
+        emit_spans(read(airflow_sessions, lambda session: queue.traced_jobs(session, job_ids)))
 
     def _has_waited(self, job_id: str) -> bool:
         now = time.monotonic()

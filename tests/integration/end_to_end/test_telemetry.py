@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,9 @@ def site(
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+            "AIRFLOW__TRACES__OTEL_ON": "True",
+            "OTEL_TRACES_EXPORTER": "otlp_proto_http",
+            "OTEL_BSP_SCHEDULE_DELAY": "500",
         }
     root = tmp_path_factory.mktemp("site-telemetry")
     logging = {
@@ -132,4 +136,36 @@ def test_a_finished_log_is_in_the_remote_store_and_read_from_there(
     after = [line.event for line in site.api.log(ti)]
     assert after == before
     lines = [line for line in after if line.startswith("line ")]
-    assert lines == [f"line {number} " + "x" * (number % 97) for number in range(200)]
+    assert lines == [(f"line {number} " + "x" * (number % 97)).rstrip() for number in range(200)]
+
+
+def test_a_job_is_a_span_of_its_task_and_both_ends_name_the_trace(
+    site: AirflowSite, receiver: StatsdReceiver | OtelReceiver, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    if isinstance(receiver, StatsdReceiver):
+        pytest.skip("only OpenTelemetry has traces")
+    agent = start_agent(settings={"log": {"format": "json"}})
+    (tmp_path / "go").touch()
+    run = site.api.trigger_dag("steps", conf={"dir": str(tmp_path)})
+    assert site.api.wait_for_run("steps", run) == "success"
+    ((job_id, workload),) = site.query(f"SELECT id, workload FROM edge_agent_job WHERE run_id = '{run}'")
+    _, trace_id, parent, _ = json.loads(workload)["ti"]["context_carrier"]["traceparent"].split("-")
+
+    def spans() -> list[Any]:
+        return [one for one in receiver.spans if one.name == "edge_agent.job" and one.trace_id.hex() == trace_id]
+
+    wait_until(spans, seconds=60, what="the span of the job")
+    (span,) = spans()
+    assert span.parent_span_id.hex() == parent
+    told = {attribute.key: attribute.value for attribute in span.attributes}
+    assert told["edge_agent.job_id"].string_value == job_id
+    assert told["edge_agent.outcome"].string_value == "finished"
+    assert [event.name for event in span.events] == ["offered", "accepted", "started"]
+    times = [span.start_time_unix_nano, *(e.time_unix_nano for e in span.events), span.end_time_unix_nano]
+    assert times == sorted(times)
+    of_task = [one for one in receiver.spans if one.trace_id.hex() == trace_id and one.name != "edge_agent.job"]
+    assert of_task, "Airflow's own spans are in the same trace"
+    lines = [json.loads(line) for line in agent.log_text().splitlines() if line.startswith("{")]
+    of_job = [line for line in lines if line.get("job") == job_id]
+    assert [line["edge_event"] for line in of_job] == ["job_started", "job_ended"]
+    assert {(line["trace_id"], line["span_id"]) for line in of_job} == {(trace_id, parent)}

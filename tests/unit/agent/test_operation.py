@@ -324,5 +324,13 @@ def test_the_task_of_a_workload() -> None:
     assert key == TaskKey("d", "t", "r", 2, -1, "0")
     assert TaskKey.of(key.told()) == key
     assert TaskKey.of({}) is None
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    traced = TaskKey.of({"ti": ti | {"context_carrier": {"traceparent": f"00-{trace}-{span}-01"}}})
+    assert traced is not None
+    assert (traced.trace_id, traced.span_id) == (trace, span)
+    assert TaskKey.of(traced.told()) == traced
+    for nonsense in (None, 7, "", f"00-{trace}-{span}", f"00-{'0' * 32}-{span}-01", f"00-{trace}-{span}-01\n"):
+        assert TaskKey.of({"ti": ti | {"context_carrier": {"traceparent": nonsense}}}) == key
+        assert TaskKey.of({"ti": ti | {"context_carrier": nonsense}}) == key
     assert TaskKey.of({"ti": "nonsense"}) is None
     assert TaskKey.of({"ti": {"dag_id": 7, "try_number": True, "run_id": "r" * 999}}) == TaskKey(run_id="r" * 250)

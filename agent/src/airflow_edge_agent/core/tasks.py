@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from airflow_edge_agent.protocol.traces import trace_of
+
 LONGEST = 250
 
 
@@ -19,6 +21,8 @@ class TaskKey:
     try_number: int | None = None
     map_index: int | None = None
     ti_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
 
     @classmethod
     def of(cls, workload: Mapping[str, Any]) -> TaskKey | None:
@@ -26,6 +30,7 @@ class TaskKey:
         ti = workload.get("ti", workload)
         if not isinstance(ti, Mapping):
             return None
+        trace = trace_of(workload)
         key = cls(
             dag_id=_word(ti.get("dag_id")),
             task_id=_word(ti.get("task_id")),
@@ -33,6 +38,8 @@ class TaskKey:
             try_number=_number(ti.get("try_number")),
             map_index=_number(ti.get("map_index")),
             ti_id=_word(ti.get("id", ti.get("ti_id"))),
+            trace_id=trace.trace_id if trace is not None else _word(ti.get("trace_id")),
+            span_id=trace.span_id if trace is not None else _word(ti.get("span_id")),
         )
         return key if key.told() else None
 

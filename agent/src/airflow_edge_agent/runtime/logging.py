@@ -24,7 +24,7 @@ Style = Literal["auto", "console", "json", "journal"]
 SendEntry = Callable[[Mapping[str, str]], bool]
 """Gives an entry to the journal; tells whether it was taken."""
 
-TASK_FIELDS = ("dag_id", "task_id", "run_id", "try_number", "map_index", "ti_id")
+TASK_FIELDS = ("dag_id", "task_id", "run_id", "try_number", "map_index", "ti_id", "trace_id", "span_id")
 _FIELD_NAMES = {name: f"AIRFLOW_{name.upper()}" for name in TASK_FIELDS} | {
     "job": "EDGE_JOB_ID",
     "edge_event": "EDGE_EVENT",

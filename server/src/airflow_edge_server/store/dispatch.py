@@ -23,6 +23,7 @@ from airflow_edge_server.domain.agents import takes_jobs
 from airflow_edge_server.domain.dispatch import Assignment, FreeAgent, QueuedJob, plan
 from airflow_edge_server.domain.jobs import MAX_OFFERS
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
+from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import Sessions, locked, read, write
 from airflow_edge_server.store.wakeup import Topic, announce
 from airflow_edge_server.store.watch import same_task
@@ -308,7 +309,7 @@ def label_of(job: EdgeAgentJob) -> str:
 
 
 def _end_undeliverable(session: Session, job: EdgeAgentJob, detail: str, now: datetime) -> None:
-    log.error("Job %s (%s) cannot be offered: %s.", job.id, label_of(job), detail)
+    log.error("Job %s (%s) cannot be offered: %s.%s", job.id, label_of(job), detail, traced(job))
     _compare_and_set(
         session,
         job,

@@ -31,6 +31,7 @@ from airflow_edge_server.domain.reconcile import Claim, ServerJob, judge_claim
 from airflow_edge_server.store.events import Kind, names_limit, note_event
 from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.text import clean
+from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import locked
 
 log = plainly.logger(__name__)
@@ -109,7 +110,7 @@ class JobBook:
         """Return the job to its queue."""
         job = self._own(frame.job_id, frame.fence)
         if job is not None and is_legal(JobState(job.state), JobEvent.REFUSE):
-            log.info("Agent %s refused job %s: %s", self._agent_name, job.id, clean(frame.reason))
+            log.info("Agent %s refused job %s: %s%s", self._agent_name, job.id, clean(frame.reason), traced(job))
             self.apply(job, JobEvent.REFUSE)
         return None
 
@@ -162,7 +163,9 @@ class JobBook:
         job.state = next_job_state(JobState(job.state), JobEvent.ADOPT)
         if job.agent_name != self._agent_name:
             self._forget_log(job)
-        log.warning("Job %s is again that of agent %s, which has come back with it.", job.id, self._agent_name)
+        log.warning(
+            "Job %s is again that of agent %s, which has come back with it.%s", job.id, self._agent_name, traced(job)
+        )
         job.agent_name, job.fence, job.accepted_at = self._agent_name, fence, self._now
         job.lease_until = job.started_at = job.finished_at = None
         job.outcome = job.exit_code = job.detail = job.log_bytes = None
@@ -186,7 +189,8 @@ class JobBook:
             return answer
         detail = None if frame.detail is None else clean(frame.detail)
         if event is JobEvent.RETURN:
-            log.warning("Agent %s could not start job %s (%s): %s", self._agent_name, job.id, frame.outcome, detail)
+            name = self._agent_name
+            log.warning("Agent %s could not start job %s (%s): %s%s", name, job.id, frame.outcome, detail, traced(job))
         else:
             job.exit_code = frame.exit_code
             job.usage = frame.usage.model_dump(exclude_none=True)

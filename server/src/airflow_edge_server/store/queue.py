@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -99,6 +99,35 @@ def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[Ende
         )
         for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class TracedJob:
+    """A finished job as a span has to tell of it."""
+
+    id: str
+    workload: dict[str, Any] | None
+    queue: str
+    agent_name: str | None
+    outcome: str | None
+    detail: str | None
+    exit_code: int | None
+    fence: int
+    queued_at: datetime
+    offered_at: datetime | None
+    accepted_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def traced_jobs(session: Session, job_ids: Sequence[str]) -> list[TracedJob]:
+    """Return these jobs with what a span tells."""
+    columns = [getattr(EdgeAgentJob, field.name) for field in fields(TracedJob)]
+    found: list[TracedJob] = []
+    for part in _parts(job_ids):
+        rows = session.execute(select(*columns).where(EdgeAgentJob.id.in_(part)))
+        found += [TracedJob(*row) for row in rows]
+    return found
 
 
 def end_at_once(session: Session, job: EdgeAgentJob, detail: str) -> None:
