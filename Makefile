@@ -37,6 +37,8 @@ AIRFLOW := 3.2
 AIRFLOW_TESTS := tests/integration/server tests/integration/end_to_end/test_limits_and_runtimes.py \
 	"tests/integration/end_to_end/test_end_to_end.py::test_a_dag_with_everything"
 RUNTIMES := 1.1 1.2
+# Agents of bench-fleet.
+N := 200
 SPACE := $(subst ,, )
 # Airflow 3.2 does not start with what its own metadata allows: its api-server needs an older FastAPI and Cadwyn.
 CONSTRAINTS_3.2 := "fastapi<0.137" "cadwyn<7.1"
@@ -147,6 +149,10 @@ bench: .venv/ready .demo/env-agent/ready .demo/env-runtime/ready ## Measure cost
 .PHONY: bench-peer
 bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 provider
 	@$(MAKE) bench ARGS="--arms agent,peer $(ARGS)"
+
+.PHONY: bench-fleet
+bench-fleet: .venv/ready ## Measure the server with N simulated agents: N=1000, ARGS=--help shows what can be chosen
+	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m fleet --agents $(N) $(ARGS)
 
 .PHONY: audit
 audit: .venv/ready ## Ask whether what is locked has known vulnerabilities, and write bills of materials into dist/audit

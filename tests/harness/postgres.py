@@ -21,7 +21,7 @@ from harness.processes import die_with_parent
 from harness.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 START_SECONDS = 60.0
 _USER = "edge"
@@ -53,10 +53,12 @@ class Postgres(Lasting):
     It runs as the user ``postgres`` if we are root, because it refuses to run as root.
 
     :param durable: keep what has been committed through :meth:`restart`, at the price of speed.
+    :param settings: further settings of the server, each ``name=value``.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, settings: Sequence[str] = ()) -> None:
         self._durable = durable
+        self._settings = [part for setting in settings for part in ("-c", setting)]
         self.port = 0
         self._password = secrets.token_urlsafe(16)
         self._account = "postgres" if os.geteuid() == 0 else None
@@ -64,6 +66,12 @@ class Postgres(Lasting):
         self._folder = Path(tempfile.mkdtemp(prefix="edge-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
+
+    @property
+    def pid(self) -> int:
+        """Id of the server's first process."""
+        assert self._process is not None
+        return self._process.pid
 
     def url(self, database: str) -> str:
         """Return the SQLAlchemy URL of a database."""
@@ -136,6 +144,7 @@ class Postgres(Lasting):
                     binaries / "postgres", "-D", data, "-k", self._folder, "-p", str(self.port),
                     "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"synchronous_commit={commit}",
                     "-c", "full_page_writes=off", "-c", "max_connections=200",
+                    *self._settings,
                 ],
                 cwd="/", user=self._account, group=self._account, stdout=output, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -41,7 +42,7 @@ SWEEP_SECONDS = 5.0
 """How often agents and jobs are looked after."""
 
 RECONCILE_SECONDS = 60.0
-"""How often what is in memory is compared with the table, and orphaned callbacks are looked for."""
+"""How often orphaned callbacks are looked for."""
 
 
 class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not followed by mypy
@@ -72,6 +73,8 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         """Jobs that Airflow has ended on its side, and why; their agents have to hear of it."""
         self._callbacks: set[str] = set()
         """Callbacks and connection tests of which Airflow has not heard that they run."""
+        self._compared: list[str] = []
+        """Jobs of ours of which it is still to be looked whether they are in the table."""
         self._next_sweep = 0.0
         self._next_reconcile = 0.0
         self._housekeeping = Housekeeping(self.conf)
@@ -248,7 +251,8 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         """Drop jobs whose transaction was rolled back: by the time of a sync, each has been decided."""
         if not self._unconfirmed:
             return
-        asked = sorted(self._unconfirmed)
+        # So many at a time that a sync stays short, whatever was queued at once.
+        asked = sorted(itertools.islice(self._unconfirmed, queue.BATCH))
         there = read(airflow_sessions, lambda session: queue.owned_among(session, self.owner, asked))
         self._unconfirmed.difference_update(asked)
         for job_id in asked:
@@ -338,18 +342,28 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
 
     def _sweep(self) -> None:
         self._housekeeping.sweep()
+        self._compare()
         now = time.monotonic()
         if now >= self._next_reconcile:
             self._next_reconcile = now + RECONCILE_SECONDS
             self._reconcile()
 
-    def _reconcile(self) -> None:
-        """Drop from memory what is not in the table any more, and take over callbacks of dead schedulers."""
-        there = read(airflow_sessions, lambda session: queue.owned(session, self.owner))
-        for job_id in set(self._keys) - there:
+    def _compare(self) -> None:
+        """Drop from memory what is not in the table any more.
+
+        A part at a time, so that it takes no longer however much there is.
+        """
+        if not self._compared:
+            self._compared = [*self._keys, *(self._waiting.keys() - self._keys.keys())]
+        asked, self._compared = self._compared[: queue.BATCH], self._compared[queue.BATCH :]
+        if not asked:
+            return
+        there = read(airflow_sessions, lambda session: queue.owned_among(session, self.owner, asked))
+        for job_id in set(asked) - there:
             self._let_go(job_id)
-        for job_id in set(self._waiting) - there:
-            del self._waiting[job_id]
+
+    def _reconcile(self) -> None:
+        """Take over callbacks of dead schedulers."""
         silent = float(self.conf.getint("scheduler", "scheduler_health_check_threshold"))
 
         def take_over(session: Session) -> dict[str, str]:

@@ -201,4 +201,4 @@ def metrics_that_fail_stop_nobody() -> None:
     edge.sync()
     assert not edge.running
     with scenes.db() as session:
-        assert queue.owned(session, edge.owner) == set()
+        assert queue.owned_among(session, edge.owner, [job.id]) == set()

@@ -64,7 +64,8 @@ SETTINGS = Settings(
     execution_api_url=None,
     log_hand_over=False,
 )
-PACE = Pace(busy_seconds=0.05, notices_seconds=0.1, shortest_seconds=0.01)
+# Tests change the tables without an announcement, which nothing but a look can find.
+PACE = Pace(busy_seconds=0.05, notices_seconds=0.1, listening_notices_seconds=0.1, shortest_seconds=0.01)
 
 TASKS = table(
     "task_instance",

@@ -139,6 +139,16 @@ async def test_a_flood_on_a_websocket_counts_for_the_agent_and_not_for_the_conne
         assert refused.value.response.status_code == 401
 
 
+async def test_agents_behind_one_address_may_stay_connected_all_at_once(database: Database) -> None:
+    # Twice as many may be tried at once; what a connection was lent for its handshake comes back with the answer.
+    settings = replace(SETTINGS, wrong_credentials_per_minute=1)
+    async with served(build_app(database, settings=settings)) as server:
+        client: Any = None
+        for number in range(6):
+            name = f"factory-{number}"
+            await ChannelAgent(client, name, database.credential(name), url=server.url).open()
+
+
 async def test_a_log_is_kept_up_to_its_bound_and_says_so(site: Callable[..., Any], database: Database) -> None:
     async with site(log_max_bytes=1000) as client:
         agent = FakeAgent(client, "factory", database.credential("factory"))

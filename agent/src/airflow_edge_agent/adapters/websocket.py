@@ -19,6 +19,8 @@ from websockets.exceptions import (
     ProxyError,
     WebSocketException,
 )
+from websockets.extensions import ClientExtensionFactory
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.batches import groups
@@ -58,8 +60,28 @@ _MAX_SEND_BYTES = 256 * 1024
 _MAX_UNSENT_BYTES = 128 * 1024
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
+_WINDOW_BITS = 12
+_MEMORY_LEVEL = 5
+
 _LEAVING = frozenset({1001, 1012})
 """Close codes of a server that is stopped or restarted in good order."""
+
+
+def extensions() -> list[ClientExtensionFactory]:
+    """Return what is asked of the server: compression of each message by itself, in small windows.
+
+    Without that, either side keeps what it compresses with for as long as the connection stands, which at the server
+    would be most of what a connection takes.
+    """
+    return [
+        ClientPerMessageDeflateFactory(
+            server_no_context_takeover=True,
+            client_no_context_takeover=True,
+            server_max_window_bits=_WINDOW_BITS,
+            client_max_window_bits=_WINDOW_BITS,
+            compress_settings={"memLevel": _MEMORY_LEVEL},
+        )
+    ]
 
 
 class _Connect(connect):
@@ -142,6 +164,8 @@ class WebSocketTransport:
                 close_timeout=_CLOSE_SECONDS,
                 max_size=MAX_BATCH_BYTES,
                 max_queue=4,
+                compression=None,
+                extensions=extensions(),
                 create_connection=Noted,
                 **self._options,
             )

@@ -139,22 +139,29 @@ class Doorkeeper:
             self._said.warn("Wrong credentials again and again from %s: not looked at for now.", source)
             await refuse(scope, receive, send, come_again(429, "too many wrong credentials from there", wait))
             return
-        refused = False
+        settled = False
 
-        async def watched(message: Message) -> None:
-            nonlocal refused
-            refused |= message.get("status") == _UNAUTHORIZED
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
+        def settle(*, refused: bool) -> None:
+            # With the first answer: a WebSocket may stay for weeks, and what it was lent must not stay with it.
+            nonlocal settled
+            if settled:
+                return
+            settled = True
             if SCOPE_KEY in scope:
                 self._remember(key)
             elif GONE_KEY in scope:
                 self._good.pop(key, None)
             if not known and (SCOPE_KEY in scope or not refused):
                 self._wrong.give_back(source)
+
+        async def watched(message: Message) -> None:
+            settle(refused=message.get("status") == _UNAUTHORIZED)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            settle(refused=False)
 
     def _remember(self, key: bytes) -> None:
         self._good[key] = None

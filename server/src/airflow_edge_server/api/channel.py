@@ -218,6 +218,9 @@ class Channel:
         batch.session_id = connection.session_id or None
         if batch.session_id is not None:
             self._hub.note_sign(connection.agent_name, batch.session_id)
+        if self._service.hears(connection.caller, batch, connection.status) is not None:
+            self._hub.note_alive()
+            return
         handle = functools.partial(self._service.on_channel, connection.caller, batch, connection.status)
         answer = await answered(self._threads, self._hub, connection.agent_name, handle)
         connection.status = answer.status or connection.status

@@ -62,6 +62,13 @@ REPEAT_SECONDS = 10.0
 REFUSAL_PAUSE_SECONDS = 2.0
 """How long an agent that has refused an offer is left alone, so that the same job does not go back and forth."""
 
+MAX_UNANSWERED = 200
+"""Most offers of this process at a time that no agent has answered; further ones are made once half of them are.
+
+An offer has a lease. If more were made than answers can be stored within it, they would come back, be made anew, and
+keep the answers to the others from being stored.
+"""
+
 ASK_SECONDS = 2.0
 """How long an agent on a standing connection may take to show that it lives."""
 
@@ -86,6 +93,8 @@ class Pace:
     """How long after work was found the pace is busy even then."""
     notices_seconds: float = 1.0
     """How often it looks for leases, cancels, maintenance and revoked or aged credentials."""
+    listening_notices_seconds: float = 5.0
+    """The same, for all but leases, while the database tells when there is an order."""
     watch_seconds: float = WATCH_SECONDS
     """How often it looks whether Airflow has ended tasks that agents run."""
     flush_seconds: float = FLUSH_SECONDS
@@ -120,6 +129,7 @@ class _Tasks:
     """What one look of the dispatcher includes."""
 
     jobs: bool
+    leases: bool
     notices: bool
     watch: bool
     flush: bool
@@ -162,6 +172,8 @@ class Hub:
         self._turns: dict[str, int] = {}
         self._paused: dict[str, float] = {}
         self._lost: dict[str, _Lost] = {}
+        self._unanswered: dict[str, float] = {}
+        """Jobs that were offered here, and when they were (monotonic seconds), until the agent answers."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._returning: set[asyncio.Task[None]] = set()
@@ -169,7 +181,7 @@ class Hub:
         self._listening = False
         self._nudged = True
         self._last_find = time.monotonic()
-        self._last_jobs = self._last_notices = self._last_watch = self._last_flush = 0.0
+        self._last_leases = self._last_jobs = self._last_notices = self._last_watch = self._last_flush = 0.0
         self._last_fault = ""
 
     def start(self) -> None:
@@ -290,12 +302,20 @@ class Hub:
 
     def note_answer(self, agent_name: str, answer: Answer) -> None:
         """Note what a batch of an agent has changed for those who wait."""
+        for job_id in answer.settled:
+            self._unanswered.pop(job_id, None)
+        if answer.settled and self._nudged:
+            self._wake.set()
         if answer.room is not None:
             self._note_room(agent_name, answer.room, refused=answer.refused)
         if answer.requeued:
             self.nudge()
+        self.note_alive()
+
+    def note_alive(self) -> None:
+        """Have signs of life written, though nothing else may be to be done."""
         if not self._lines:
-            # Without lines nothing else would have its sign of life written.
+            # Without lines nothing else would have them written.
             self._wake.set()
 
     def _note_room(self, agent_name: str, room: Room, *, refused: bool) -> None:
@@ -385,14 +405,17 @@ class Hub:
         pace, lines = self._pace, bool(self._lines)
         lost = [(name, lost) for name, lost in self._lost.items() if lost.due <= now]
         tasks = _Tasks(
-            jobs=lines and (self._nudged or now - self._last_jobs >= self._interval(now)),
-            notices=lines and now - self._last_notices >= pace.notices_seconds,
+            jobs=lines and (self._nudged or now - self._last_jobs >= self._interval(now)) and self._may_offer(now) > 0,
+            leases=lines and now - self._last_leases >= pace.notices_seconds,
+            notices=lines and now - self._last_notices >= self._notice_interval(),
             watch=lines and now - self._last_watch >= pace.watch_seconds,
             flush=bool(self._presence) and now - self._last_flush >= pace.flush_seconds,
             lost=lost,
         )
         if tasks.jobs:
             self._last_jobs, self._nudged = now, False
+        if tasks.leases:
+            self._last_leases = now
         if tasks.notices:
             self._last_notices = now
             self._forget(now)
@@ -402,7 +425,7 @@ class Hub:
             self._last_flush = now
         for name, _ in lost:
             del self._lost[name]
-        due = tasks.jobs or tasks.notices or tasks.watch or tasks.flush or lost
+        due = tasks.jobs or tasks.leases or tasks.notices or tasks.watch or tasks.flush or lost
         return tasks if due else None
 
     def _put_off(self, tasks: _Tasks) -> float:
@@ -416,12 +439,26 @@ class Hub:
         pace = self._pace
         times = [lost.due for lost in self._lost.values()]
         if self._lines:
-            times.append(0.0 if self._nudged else self._last_jobs + self._interval(now))
-            times.append(self._last_notices + pace.notices_seconds)
+            if self._may_offer(now) > 0:
+                times.append(0.0 if self._nudged else self._last_jobs + self._interval(now))
+            times.append(self._last_leases + pace.notices_seconds)
+            times.append(self._last_notices + self._notice_interval())
             times.append(self._last_watch + pace.watch_seconds)
         if self._presence or self._lines:
             times.append(self._last_flush + pace.flush_seconds if self._presence else now + pace.flush_seconds)
         return min(times) - now if times else None
+
+    def _may_offer(self, now: float) -> int:
+        """Return how many more jobs may be offered before agents have answered."""
+        if len(self._unanswered) > MAX_UNANSWERED // 2:
+            # Whose lease has ended is not waited for.
+            for job_id in [key for key, at in self._unanswered.items() if now - at > self._lease_seconds]:
+                del self._unanswered[job_id]
+        left = MAX_UNANSWERED - len(self._unanswered)
+        return left if left >= MAX_UNANSWERED // 2 else 0
+
+    def _notice_interval(self) -> float:
+        return self._pace.listening_notices_seconds if self._listening else self._pace.notices_seconds
 
     def _interval(self, now: float) -> float:
         idle = now - self._last_find
@@ -452,6 +489,7 @@ class Hub:
             if self._say(line, list(offers)):
                 slots = sum(offer.slots for offer in offers)
                 line.room = replace(line.room, free_slots=max(line.room.free_slots - slots, 0))
+                self._unanswered.update((offer.job_id, started) for offer in offers)
                 self._turns[name] = self._turns.get(name, 0) + len(offers)
                 self._last_find = time.monotonic()
             else:
@@ -461,7 +499,7 @@ class Hub:
                 waiting.room = room
         if notices is not None:
             self._tell(lines, notices, offered=dispatched.offers)
-        if returned:
+        if returned or dispatched.more:
             self.nudge()
         await self.return_offers(homeless)
 
@@ -475,8 +513,9 @@ class Hub:
         for name, lost in tasks.lost:
             returned += give_back_unstarted(self._sessions, name, lost.session_id, since=lost.since)
         cancelled = self._watch.look(names) if tasks.watch else 0
-        if tasks.notices or cancelled:
+        if tasks.leases or cancelled:
             returned += sweep(self._sessions, now=now)
+        if tasks.notices or cancelled:
             credential_ids = sorted({line.credential_id for line in lines.values()})
             notices = read(self._sessions, lambda session: read_notices(session, names, credential_ids))
         if not tasks.jobs:
@@ -495,6 +534,7 @@ class Hub:
             lease_seconds=self._lease_seconds,
             mint=self._mint,
             disconnect_lease=self._disconnect_lease,
+            most=self._may_offer(started),
         )
         return notices, found, returned
 

@@ -60,6 +60,8 @@ _MOST_TOLD = 1_000
 
 _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)
+_SETTLES = (Accept, Refuse, Result)
+_SIGNS = frozenset({"status", "heartbeat"})
 
 
 REFUSED_QUIET_SECONDS = 600.0
@@ -91,6 +93,8 @@ class Answer:
     opened: bool = False
     status: Status | None = None
     """What the agent said of itself, once it is in the database."""
+    settled: list[str] = field(default_factory=list)
+    """Jobs whose offers the agent has answered."""
     rival: str | None = None
     """The session that holds the name, if the hello was refused for it and it may be the agent before a reboot."""
 
@@ -138,6 +142,30 @@ class Service:
         poll = bool(batch.frames) and batch.frames[0].get("type") == "hello"
         return self._handle(caller, batch, poll=poll, known=known, way=_Way("websocket", over))
 
+    def hears(self, caller: Caller, batch: Batch, known: Status | None) -> Answer | None:
+        """Take in signs of life of an agent of which nothing has changed; ``None``: it is more than that.
+
+        Needs no database, so it may be called where nothing may wait.
+        """
+        if batch.session_id is None or known is None or not all(f.get("type") in _SIGNS for f in batch.frames):
+            return None
+        return self._hears(caller.agent_name, batch.session_id, self._decode(caller.agent_name, batch.frames), known)
+
+    def _hears(
+        self,
+        agent_name: str,
+        session_id: str,
+        decoded: tuple[list[ServerFrame], list[AgentFrame | Close]],
+        known: Status | None,
+    ) -> Answer | None:
+        unknown, frames = decoded
+        signs = [frame for frame in frames if isinstance(frame, Status | Heartbeat)]
+        if unknown or len(signs) < len(frames) or any(f != known for f in signs if isinstance(f, Status)):
+            return None
+        # The dispatcher looks whether the session is still the agent's current one.
+        self._note(agent_name, session_id, signs, known)
+        return Answer(session_id)
+
     def _handle(self, caller: Caller, batch: Batch, *, poll: bool, known: Status | None, way: _Way) -> Answer:
         agent_name = caller.agent_name
         unknown, frames = self._decode(agent_name, batch.frames)
@@ -149,15 +177,14 @@ class Service:
         if batch.session_id is not None and len(signs) == len(given):
             if way.carrier == "http":
                 answer = self._hear_of(agent_name, batch.session_id, signs, poll=poll)
-            elif all(frame == known for frame in signs if isinstance(frame, Status)):
-                # The dispatcher looks whether the session is still the agent's current one.
-                answer = Answer(batch.session_id)
-                self._note(agent_name, batch.session_id, signs, known)
+            else:
+                answer = self._hears(agent_name, batch.session_id, ([], frames), known)
         if answer is None:
             answer = write(
                 self._sessions,
                 lambda session: self._act(session, caller, batch.session_id, given, poll=poll, way=way),
             )
+        answer.settled = [frame.job_id for frame in given if isinstance(frame, _SETTLES)]
         answer.frames.extend(unknown)
         answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
         return answer

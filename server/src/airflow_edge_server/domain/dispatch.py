@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,19 +58,31 @@ def plan(jobs: Iterable[QueuedJob], agents: Sequence[FreeAgent], *, most_per_age
     free = {agent.name: agent.free_slots for agent in agents if agent.free_slots > 0}
     turns = {agent.name: agent.turn for agent in agents}
     given = dict.fromkeys(free, 0)
-    by_place: dict[tuple[str, str | None], list[str]] = {}
+    # In each place the best agent on top; one that has changed since it was put there is put back as it is now.
+    by_place: dict[tuple[str, str | None], list[tuple[int, int, str]]] = {}
     for agent in agents:
         if agent.name in free:
             for queue in agent.queues:
-                by_place.setdefault((queue, agent.team_name), []).append(agent.name)
+                by_place.setdefault((queue, agent.team_name), []).append((-agent.free_slots, agent.turn, agent.name))
+    for heap in by_place.values():
+        heapq.heapify(heap)
 
     assignments: list[Assignment] = []
     for job in sorted(jobs, key=dispatch_key):
-        names = by_place.get((job.queue, job.team_name), ())
-        fitting = [name for name in names if free[name] >= max(job.slots, 1) and given[name] < most_per_agent]
-        if not fitting:
+        heap = by_place.get((job.queue, job.team_name), [])
+        while heap:
+            name = heap[0][2]
+            now = (-free[name], turns[name], name)
+            if given[name] >= most_per_agent or not free[name]:
+                heapq.heappop(heap)
+            elif heap[0] != now:
+                heapq.heapreplace(heap, now)
+            else:
+                break
+        # The one on top has most room: what does not fit there fits nowhere.
+        if not heap or free[heap[0][2]] < max(job.slots, 1):
             continue
-        chosen = min(fitting, key=lambda name: (-free[name], turns[name], name))
+        chosen = heap[0][2]
         assignments.append(Assignment(job.id, chosen))
         free[chosen] -= max(job.slots, 1)
         given[chosen] += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
 from pydantic import ValidationError
-from sqlalchemy import Result, and_, func, or_, select, update
+from sqlalchemy import Float, Result, and_, case, func, literal, or_, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
@@ -22,6 +22,7 @@ from airflow_edge_server import plainly
 from airflow_edge_server.domain.agents import takes_jobs
 from airflow_edge_server.domain.dispatch import Assignment, FreeAgent, QueuedJob, plan
 from airflow_edge_server.domain.jobs import MAX_OFFERS
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import Sessions, locked, read, write
@@ -85,7 +86,9 @@ class Dispatched:
     offers: dict[str, list[Offer]] = field(default_factory=dict)
     """By agent."""
     rooms: dict[str, Room] = field(default_factory=dict)
-    """Of the waiting agents, as read for this round; empty when no job waited for anyone."""
+    """Of the agents that jobs were meant for, as read for this round; empty when no job waited for anyone."""
+    more: bool = False
+    """Whether it is worth while to look again at once: more waits, or somebody had less room than was thought."""
 
 
 def dispatch(
@@ -97,27 +100,34 @@ def dispatch(
     lease_seconds: float,
     mint: Mint,
     disconnect_lease: DisconnectLease = _no_lease,
+    most: int = MAX_CANDIDATES,
 ) -> Dispatched:
     """Offer queued jobs to waiting agents.
 
+    :param most: at most so many of them.
     :param rooms: what is known of them; decides only whether it is worth while to look, the database has the last word.
     :raises MintError: when no token can be made; nothing is offered then.
     :raises sqlalchemy.exc.DBAPIError: when the database fails.
     """
     hopeful = [w for w in waiting if w.name in rooms and rooms[w.name].free_slots > 0]
 
-    def look(session: Session) -> tuple[list[Assignment], dict[str, Room]]:
+    def look(session: Session) -> tuple[list[Assignment], dict[str, Room], bool]:
         candidates = find_candidates(session, [rooms[w.name] for w in hopeful])
         if not candidates:
-            return [], {}
-        fresh = read_rooms(session, [w.name for w in hopeful])
-        return _plan(candidates, hopeful, fresh), fresh
+            return [], {}, False
+        # Only those are read anew whom it may concern: the others of thousands stay as they are known.
+        thought = _plan(candidates, hopeful, rooms)
+        names = {assignment.agent_name for assignment in thought}
+        fresh = read_rooms(session, sorted(names))
+        planned = _plan(candidates, [w for w in hopeful if w.name in names], fresh)
+        more = len(planned) < len(thought) or len(planned) >= min(most, MAX_CANDIDATES)
+        return planned[:most], fresh, more
 
     if not hopeful:
         return Dispatched()
-    assignments, fresh = read(sessions, look)
+    assignments, fresh, more = read(sessions, look)
     if not assignments:
-        return Dispatched(rooms=fresh)
+        return Dispatched(rooms=fresh, more=more)
     offers = write(
         sessions,
         lambda session: _claim(
@@ -130,7 +140,7 @@ def dispatch(
             disconnect_lease=disconnect_lease,
         ),
     )
-    return Dispatched(offers, fresh)
+    return Dispatched(offers, fresh, more)
 
 
 def find_candidates(session: Session, rooms: Iterable[Room]) -> list[QueuedJob]:
@@ -186,7 +196,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
             agent.execution_api,
             agent.drain_wanted,
         )
-        .where(agent.name.in_(names))
+        .where(among(session, agent.name, names))
         .order_by(agent.name)
     )
     rows = session.execute(locked(query, session, skip_locked=True) if lock else query).all()
@@ -194,7 +204,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
         name: int(slots)
         for name, slots in session.execute(
             select(job.agent_name, func.sum(job.slots))
-            .where(job.agent_name.in_(names), job.state.in_(HELD_STATES))
+            .where(among(session, job.agent_name, names), job.state.in_(HELD_STATES))
             .group_by(job.agent_name)
         )
     }
@@ -236,15 +246,15 @@ def _claim(
     rooms = read_rooms(session, sorted({a.agent_name for a in assignments}), lock=True)
     free = {name: room.free_slots for name, room in rooms.items() if room.session_id == session_of[name]}
     wanted = [a.job_id for a in assignments if a.agent_name in free]
-    query = select(EdgeAgentJob).where(EdgeAgentJob.id.in_(wanted), EdgeAgentJob.state == JobState.QUEUED)
+    query = select(EdgeAgentJob).where(among(session, EdgeAgentJob.id, wanted), EdgeAgentJob.state == JobState.QUEUED)
     jobs = {job.id: job for job in session.scalars(locked(query, session, skip_locked=True))}
 
-    offers: dict[str, list[Offer]] = {}
+    offered: list[tuple[str, Offer]] = []
     offered_bytes = dict.fromkeys(free, 0)
     for assignment in assignments:
         job = jobs.get(assignment.job_id)
         name = assignment.agent_name
-        if job is None or job.slots > free.get(name, 0):
+        if job is None or job.cancel_reason is not None or job.slots > free.get(name, 0):
             continue
         size = len(json.dumps(job.workload))
         if size > MAX_WORKLOAD_BYTES:
@@ -259,23 +269,50 @@ def _claim(
         except ValidationError as error:
             _end_undeliverable(session, job, f"no offer can be made of it: {error.errors()[0]['msg']}", now)
             continue
-        if not _compare_and_set(
-            session,
-            job,
-            state=next_job_state(JobState.QUEUED, JobEvent.OFFER),
-            fence=offer.fence,
-            agent_name=name,
-            offered_at=now,
-            lease_until=now + timedelta(seconds=lease_seconds),
-            disconnect_lease_seconds=lease,
-        ):
-            continue
-        offers.setdefault(name, []).append(offer)
+        offered.append((name, offer))
         offered_bytes[name] += size
         free[name] -= max(job.slots, 1)
+    stored = _store_offers(session, offered, now=now, lease_until=now + timedelta(seconds=lease_seconds))
+    offers: dict[str, list[Offer]] = {}
+    for name, offer in offered:
+        if (offer.job_id, offer.fence, name) in stored:
+            offers.setdefault(name, []).append(offer)
     # The rows were changed by statements of their own, not through these objects.
     session.expunge_all()
     return offers
+
+
+def _store_offers(
+    session: Session, offered: Sequence[tuple[str, Offer]], *, now: datetime, lease_until: datetime
+) -> set[tuple[str, int, str]]:
+    """Store who is offered what, with one statement for all; return id, fence and agent of what was as it was read.
+
+    Databases without row locks depend on the comparison.
+    """
+    if not offered:
+        return set()
+    job = EdgeAgentJob
+    ids = [offer.job_id for _, offer in offered]
+    leases = {offer.job_id: offer.disconnect_lease_seconds or None for _, offer in offered}
+    values: dict[str, Any] = {
+        "state": next_job_state(JobState.QUEUED, JobEvent.OFFER),
+        "fence": job.fence + 1,
+        "agent_name": case({offer.job_id: literal(name) for name, offer in offered}, value=job.id),
+        "offered_at": now,
+        "lease_until": lease_until,
+        "disconnect_lease_seconds": None
+        if not any(leases.values())
+        else case({key: literal(lease, Float) for key, lease in leases.items()}, value=job.id),
+    }
+    as_read = job.fence == case({offer.job_id: literal(offer.fence - 1) for _, offer in offered}, value=job.id)
+    statement = update(job).where(
+        among(session, job.id, ids), job.state == JobState.QUEUED, job.cancel_reason.is_(None), as_read
+    )
+    session.execute(statement.values(**values).execution_options(synchronize_session=False))
+    rows = session.execute(
+        select(job.id, job.fence, job.agent_name).where(among(session, job.id, ids), job.state == JobState.OFFERED)
+    )
+    return {(row.id, row.fence, row.agent_name or "") for row in rows}
 
 
 def _offer(

@@ -40,6 +40,7 @@ from airflow_edge_server.domain.enrolment import (
     name_fault,
 )
 from airflow_edge_server.store.agents import ensure_agent
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentCredential, EdgeAgentJob, EdgeAgentJoinToken
 from airflow_edge_server.store.transaction import locked
 from airflow_edge_server.store.wakeup import Topic, announce
@@ -492,7 +493,7 @@ def valid_among(session: Session, credential_ids: Sequence[str], now: datetime) 
     """Return those of the credentials that are valid now."""
     credential = EdgeAgentCredential
     query = select(credential.id, credential.created_at, credential.expires_at)
-    rows = session.execute(query.where(credential.id.in_(credential_ids), _is_valid(now)))
+    rows = session.execute(query.where(among(session, credential.id, credential_ids), _is_valid(now)))
     return [Lifespan(*row) for row in rows]
 
 

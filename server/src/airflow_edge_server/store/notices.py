@@ -14,6 +14,7 @@ from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.domain.agents import maintenance_order
 from airflow_edge_server.domain.enrolment import is_rotation_due
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.controls import controls_of
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.enrolment import valid_among
@@ -43,7 +44,7 @@ def read_notices(session: Session, names: Sequence[str], credential_ids: Sequenc
     cancels: dict[str, list[Cancel]] = {}
     for row in session.execute(
         select(job.id, job.agent_name, job.fence, job.cancel_reason).where(
-            job.agent_name.in_(names),
+            among(session, job.agent_name, names),
             job.state.in_([JobState.ACCEPTED, JobState.RUNNING]),
             job.cancel_reason.is_not(None),
         )
@@ -60,13 +61,13 @@ def read_notices(session: Session, names: Sequence[str], credential_ids: Sequenc
             agent.maintenance_comment,
             agent.maintenance_by,
             agent.maintenance_since,
-        ).where(agent.name.in_(names), agent.maintenance_wanted.is_not(None))
+        ).where(among(session, agent.name, names), agent.maintenance_wanted.is_not(None))
     ):
         order = maintenance_order(AgentState(state), wanted=wanted)
         if order is not None:
             comment_sent = None if comment is None else comment[:2_000]
             maintenance[name] = Maintenance(on=order, comment=comment_sent, by=by, since=since)
-    outdated = select(agent).where(agent.name.in_(names), agent.controls_seen != agent.controls_revision)
+    outdated = select(agent).where(among(session, agent.name, names), agent.controls_seen != agent.controls_revision)
     controls = {row.name: found for row in session.scalars(outdated) if (found := controls_of(row)) is not None}
     now = datetime.now(UTC)
     valid = valid_among(session, credential_ids, now)

@@ -210,13 +210,6 @@ def owned_among(session: Session, owner: str, job_ids: Sequence[str]) -> set[str
     return found
 
 
-def owned(session: Session, owner: str) -> set[str]:
-    """Return all jobs of this owner that are not reported."""
-    return set(
-        session.scalars(select(EdgeAgentJob.id).where(EdgeAgentJob.owner == owner, EdgeAgentJob.reported.is_(False)))
-    )
-
-
 def running_among(session: Session, job_ids: Sequence[str]) -> set[str]:
     """Return those of these jobs that an agent has started."""
     found: set[str] = set()

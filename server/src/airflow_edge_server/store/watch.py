@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_server.domain.tasks import TaskView, why_ended
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.models import EdgeAgentJob
 from airflow_edge_server.store.transaction import Sessions, read, write
 
@@ -93,7 +94,7 @@ def _suspects(session: Session, agent_names: Sequence[str]) -> list[_Suspect]:
         .select_from(job)
         .outerjoin(ti, same_task(session))
         .where(
-            job.agent_name.in_(agent_names),
+            among(session, job.agent_name, agent_names),
             job.state.in_([JobState.ACCEPTED, JobState.RUNNING]),
             job.kind == "task",
             job.cancel_reason.is_(None),
