@@ -154,6 +154,10 @@ bench-peer: .bench/env-peer/ready ## Measure, side by side with Airflow's edge3 
 bench-fleet: .venv/ready ## Measure the server with N simulated agents: N=1000, ARGS=--help shows what can be chosen
 	@PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(IN_VENV)/python -m fleet --agents $(N) $(ARGS)
 
+.PHONY: bench-fleet-peer
+bench-fleet-peer: .bench/env-peer/ready ## The same, beside Airflow's edge3 provider
+	@$(MAKE) bench-fleet ARGS="--edge3 $(ARGS)"
+
 .PHONY: audit
 audit: .venv/ready ## Ask whether what is locked has known vulnerabilities, and write bills of materials into dist/audit
 	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" PYTHONPATH=packaging/build \

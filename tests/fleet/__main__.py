@@ -23,14 +23,18 @@ import psutil
 
 from fleet.backend import Backend
 from fleet.crowd import RESULTS, Crowd, credential, make_keys, public_half
+from fleet.gauge import Meter, quantile
+from fleet.peer import PeerWorkers
 from fleet.report import judge, table
-from fleet.scenarios import Stage
+from fleet.scenarios import SETTLE_SECONDS, Stage
 from harness.postgres import PostgresError
 from harness.processes import ProcessError
 from harness.site import EDGE_EXECUTOR, SiteError
 from harness.waiting import WaitTimeoutError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fleet.scenarios import Figures
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -44,12 +48,17 @@ def main() -> int:
     arguments = _arguments()
     try:
         results = measure(arguments)
+        if arguments.edge3:
+            results["edge3"] = measure_peer(arguments)
     except KeyboardInterrupt:
         return 130
     except (SiteError, ProcessError, PostgresError, WaitTimeoutError, TimeoutError) as error:
         print(f"FAILED: {type(error).__name__}: {error}; logs are below {RESULTS}", file=sys.stderr)
         return 1
-    print(f"\n{table(results)}")
+    peer = results.pop("edge3", None)
+    print(f"\n{table(results, peer)}")
+    if peer is not None:
+        results["edge3"] = peer
     write_json(arguments.json, arguments, results)
     print(f"\nAs JSON: {arguments.json}")
     missed = judge(results)
@@ -81,6 +90,60 @@ def measure(arguments: argparse.Namespace) -> Figures:
         credentials = {name: credential(ids[name], key) for name, key in keys.items()}
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_run(backend, credentials, arguments, progress))
+
+
+def measure_peer(arguments: argparse.Namespace) -> Figures:
+    """Let simulated workers of edge3 do the same at its own API, idle and at steady load, and return the figures."""
+    root = RESULTS / "edge3"
+    shutil.rmtree(root, ignore_errors=True)
+    settings = {"AIRFLOW__EDGE__API_ENABLED": "True", "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"}
+    executor = "airflow.providers.edge3.executors.EdgeExecutor"
+    environment = PROJECT / ".bench" / "env-peer"
+    began = time.monotonic()
+
+    def progress(words: str) -> None:
+        print(f"{time.monotonic() - began:7.1f} s  edge3: {words}", flush=True)
+
+    with Backend(root, environment=environment, executor=executor, settings=settings, progress=progress) as backend:
+        backend.start()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_run_peer(backend, arguments, progress))
+
+
+async def _run_peer(backend: Backend, arguments: argparse.Namespace, progress: Callable[[str], None]) -> Figures:
+    secret = backend.site.env()["AIRFLOW__API_AUTH__JWT_SECRET"]
+    workers = PeerWorkers(backend.site.url, secret, arguments.airflow, arguments.agents, seed=arguments.seed)
+    workers.start()
+    figures: Figures = {"agents": arguments.agents}
+    for name in [name for name in arguments.scenarios if name in {"idle", "steady"}]:
+        await asyncio.sleep(SETTLE_SECONDS)
+        progress(name)
+        workers.call_seconds.clear()
+        meter = Meter(backend.api_server, backend.postgresql, backend.database)
+        if name == "idle":
+            await asyncio.sleep(arguments.seconds)
+        else:
+            answer = await backend.tell("steady", per_second=arguments.rate, seconds=arguments.seconds)
+            queued = await backend.tell("queued", first=answer["first"])
+            waits = [at - queued[str(index)] for index, at in workers.begun.items() if str(index) in queued]
+            figures |= {f"steady_offered_p{share}": quantile(waits, share / 100) for share in (50, 95, 99)}
+            figures |= {"steady_jobs": answer["count"], "steady_left": answer["left"]}
+        span = meter.span()
+        figures |= {
+            f"{name}_statements_per_second": span.statements / span.seconds,
+            f"{name}_transactions_per_second": span.transactions / span.seconds,
+            f"{name}_call_seconds_p95": quantile(workers.call_seconds, 0.95),
+        }
+        if name == "idle":
+            cores = span.api_cpu / span.seconds
+            figures |= {"idle_cores": cores, "idle_cores_per_1000": cores / arguments.agents * 1_000}
+            figures["idle_database_cores"] = span.database_cpu / span.seconds
+        else:
+            figures["steady_cpu_ms_per_job"] = 1_000 * span.api_cpu / figures["steady_jobs"]
+    await workers.stop()
+    figures["errors"] = len(workers.errors)
+    figures["error_samples"] = workers.errors[:10]
+    return figures
 
 
 async def _run(backend: Backend, credentials: Any, arguments: argparse.Namespace, progress: Any) -> Figures:
@@ -178,6 +241,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--log-megabytes", type=float, default=2, help="how much each of them")
     made.add_argument("--soak-seconds", type=float, default=240, help="length of the soak")
     made.add_argument("--seed", type=int, default=1, help="of what is left to chance in the simulation")
+    made.add_argument("--edge3", action="store_true", help="the same idle and steady load on edge3's API as well")
+    made.add_argument("--airflow", default="3.3.2", help="what edge3's workers say of their Airflow")
     made.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     made.add_argument("--json", type=Path, default=RESULTS / "results.json", metavar="FILE")
     return made

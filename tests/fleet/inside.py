@@ -174,6 +174,12 @@ class Inside:
             found["last"] = [float(session.execute(text(self._sql["last"])).scalar_one() or 0)]
         return found
 
+    def queued(self, first: int) -> dict[str, Any]:
+        """Return when tasks were queued (seconds since 1970), by map index."""
+        statement = "SELECT map_index, extract(epoch FROM queued_dttm) FROM task_instance WHERE map_index >= :first"
+        with _db() as session:
+            return {str(row[0]): float(row[1]) for row in session.execute(text(statement), {"first": first})}
+
     def rows(self) -> dict[str, Any]:
         """Return how many rows each of our tables has."""
         names = ["edge_agent", "edge_agent_job", "edge_agent_log", "edge_agent_event", "edge_agent_metric", "log"]

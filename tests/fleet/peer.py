@@ -124,12 +124,12 @@ class PeerWorkers:
             finally:
                 writer.close()
         except OSError as error:
-            self.errors.append(f"{method} {path.split('/')[0]}: {error}")
+            self.errors.append(f"{method} {path.split('/', maxsplit=1)[0]}: {error}")
             return None
         self.call_seconds.append(time.monotonic() - began)
         first, _, rest = answer.partition(b"\r\n\r\n")
         status = int(first.split(b" ", 2)[1]) if first else 0
         if status not in {200, 204}:
-            self.errors.append(f"{method} {path.split('/')[0]}: status {status}: {rest[:200]!r}")
+            self.errors.append(f"{method} {path.split('/', maxsplit=1)[0]}: status {status}: {rest[:200]!r}")
             return None
         return json.loads(rest) if rest and b"chunked" not in first else None
