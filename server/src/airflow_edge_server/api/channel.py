@@ -28,6 +28,7 @@ from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Ending, Line
 from airflow_edge_server.api.rivals import answered
 from airflow_edge_server.api.service import Service
+from airflow_edge_server.api.together import Together
 from airflow_edge_server.store.dispatch import Room
 
 log = plainly.logger(__name__)
@@ -163,6 +164,7 @@ class Channel:
         self._service = service
         self._hub = hub
         self._threads = threads
+        self._together = Together(service, threads)
         self._allowances = allowances
         self._silence_seconds = heartbeat_seconds + SILENCE_SECONDS
 
@@ -221,8 +223,11 @@ class Channel:
         if self._service.hears(connection.caller, batch, connection.status) is not None:
             self._hub.note_alive()
             return
-        handle = functools.partial(self._service.on_channel, connection.caller, batch, connection.status)
-        answer = await answered(self._threads, self._hub, connection.agent_name, handle)
+        if self._service.may_join(batch):
+            answer = await self._together.answer(connection.caller, batch, connection.status)
+        else:
+            handle = functools.partial(self._service.on_channel, connection.caller, batch, connection.status)
+            answer = await answered(self._threads, self._hub, connection.agent_name, handle)
         connection.status = answer.status or connection.status
         closes = any(isinstance(frame, Close) for frame in answer.frames)
         if answer.opened and answer.session_id is not None and answer.room is not None:

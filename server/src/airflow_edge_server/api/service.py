@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -45,7 +45,8 @@ from airflow_edge_server.store.copies import note_copy
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.enrolment import add_successor, granted_to, note_use
 from airflow_edge_server.store.events import Kind, note_event
-from airflow_edge_server.store.jobs import JobBook
+from airflow_edge_server.store.jobs import JobBook, locked_jobs
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.presence import Presence, Sign
 from airflow_edge_server.store.text import clean
 from airflow_edge_server.store.transaction import Sessions, read, write
@@ -62,6 +63,7 @@ _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)
 _SETTLES = (Accept, Refuse, Result)
 _SIGNS = frozenset({"status", "heartbeat"})
+_COMMON = _SIGNS | {"accept", "refuse", "started", "result", "log"}
 
 
 REFUSED_QUIET_SECONDS = 600.0
@@ -75,6 +77,16 @@ class _Way:
     carrier: Literal["websocket", "http"]
     over: str | None
     """A session of that agent of which is known that nobody speaks for it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What several batches in one transaction are about."""
+
+    agents: dict[str, EdgeAgent]
+    jobs: dict[str, EdgeAgentJob]
+    changed: set[str] = field(default_factory=set)
+    """Agents whose room may be another now."""
 
 
 @dataclass(slots=True)
@@ -141,6 +153,46 @@ class Service:
         """
         poll = bool(batch.frames) and batch.frames[0].get("type") == "hello"
         return self._handle(caller, batch, poll=poll, known=known, way=_Way("websocket", over))
+
+    @staticmethod
+    def may_join(batch: Batch) -> bool:
+        """Tell whether a batch may be answered together with those of other agents."""
+        return batch.session_id is not None and all(frame.get("type") in _COMMON for frame in batch.frames)
+
+    def on_channels(self, items: Sequence[tuple[Caller, Batch, Status | None]]) -> list[Answer]:
+        """Answer batches of different agents, all of which :meth:`may_join`, in one transaction.
+
+        :raises sqlalchemy.exc.DBAPIError: when the database fails.
+        """
+        decoded = [
+            (caller, batch, known, *self._decode(caller.agent_name, batch.frames)) for caller, batch, known in items
+        ]
+
+        def work(session: Session) -> list[Answer]:
+            # As everywhere: first the agents, then the jobs, each in order, so that nobody waits for each other.
+            names = sorted(caller.agent_name for caller, _, _ in items)
+            wanted = {f.job_id for _, _, _, _, frames in decoded for f in frames if isinstance(f, _ABOUT_JOBS)}
+            loaded = _Loaded(store.find_agents(session, names), locked_jobs(session, wanted))
+            answers = []
+            for caller, batch, known, unknown, frames in decoded:
+                given: list[AgentFrame] = [frame for frame in frames if not isinstance(frame, Close)]
+                answer = self._hears(caller.agent_name, batch.session_id or "", ([], frames), known)
+                if answer is None:
+                    way = _Way("websocket", None)
+                    answer = self._apply(session, caller, batch.session_id, given, poll=False, way=way, loaded=loaded)
+                answer.settled = [frame.job_id for frame in given if isinstance(frame, _SETTLES)]
+                answer.frames.extend(unknown)
+                answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
+                answers.append(answer)
+            session.flush()
+            rooms = read_rooms(session, sorted(loaded.changed))
+            for (caller, *_), answer in zip(decoded, answers, strict=True):
+                answer.room = rooms.get(caller.agent_name)
+            if any(answer.requeued for answer in answers):
+                announce(session, Topic.JOBS)
+            return answers
+
+        return write(self._sessions, work)
 
     def hears(self, caller: Caller, batch: Batch, known: Status | None) -> Answer | None:
         """Take in signs of life of an agent of which nothing has changed; ``None``: it is more than that.
@@ -265,6 +317,7 @@ class Service:
         *,
         poll: bool,
         way: _Way,
+        loaded: _Loaded | None = None,
     ) -> Answer:
         now = self._clock()
         answer = Answer(session_id)
@@ -274,22 +327,25 @@ class Service:
             if session_id is None:
                 return answer
             frames = frames[1:]
-        agent = store.find_agent(session, agent_name)
+        agent = store.find_agent(session, agent_name) if loaded is None else loaded.agents.get(agent_name)
         fault = store.session_fault(agent, session_id)
         if agent is None or fault is not None:
             answer.frames = [] if fault is None else [fault]
             return answer
         self._presence.note(agent_name, Sign(agent.session_id or "", now))
         about_jobs = [frame.job_id for frame in frames if isinstance(frame, _ABOUT_JOBS)]
-        book = JobBook(session, agent_name, now, about_jobs, log_max_bytes=self._settings.log_max_bytes)
+        book = JobBook(
+            session,
+            agent_name,
+            now,
+            about_jobs,
+            log_max_bytes=self._settings.log_max_bytes,
+            rows=None if loaded is None else loaded.jobs,
+        )
         log_acks: dict[str, LogAck] = {}
         for frame in frames:
-            if isinstance(frame, Status):
-                store.note_status(agent, frame)
-                answer.status = frame
-            elif isinstance(frame, Heartbeat):
-                store.note_heartbeat(agent, frame, now)
-                self._presence.note(agent_name, Sign(agent.session_id or "", now, store.metrics_of(frame)))
+            if isinstance(frame, Status | Heartbeat):
+                self._store_sign(agent, frame, now, answer)
             elif isinstance(frame, MaintenanceAsked):
                 answer.frames.append(agents.note_decision(session, agent, frame, now))
             elif isinstance(frame, NewKey):
@@ -310,10 +366,22 @@ class Service:
                 log.warning("Agent %s sent a frame of type %s inside of a batch; skipped.", agent_name, frame.type)
         answer.frames.extend(log_acks.values())
         answer.requeued |= book.requeued
+        asked = agent.session_id is not None and (poll or any(isinstance(frame, _CHANGES_ROOM) for frame in frames))
+        if loaded is not None:
+            loaded.changed.update([agent_name] if asked else [])
+            return answer
         session.flush()
-        if agent.session_id is not None and (poll or any(isinstance(frame, _CHANGES_ROOM) for frame in frames)):
+        if asked:
             answer.room = read_rooms(session, [agent_name])[agent_name]
         return answer
+
+    def _store_sign(self, agent: EdgeAgent, frame: Status | Heartbeat, now: datetime, answer: Answer) -> None:
+        if isinstance(frame, Status):
+            store.note_status(agent, frame)
+            answer.status = frame
+            return
+        store.note_heartbeat(agent, frame, now)
+        self._presence.note(agent.name, Sign(agent.session_id or "", now, store.metrics_of(frame)))
 
     def _open(
         self, session: Session, caller: Caller, hello: Hello, now: datetime, answer: Answer, *, way: _Way

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from sqlalchemy import delete, func, select
@@ -64,14 +64,31 @@ def held_job(session: Session, agent_name: str, job_id: str, fence: int) -> tupl
     return None if row is None else (row.kind, row.ti_id)
 
 
+def locked_jobs(session: Session, job_ids: Collection[str]) -> dict[str, EdgeAgentJob]:
+    """Return the rows of jobs by id, locked until the transaction ends."""
+    if not job_ids:
+        return {}
+    query = select(EdgeAgentJob).where(EdgeAgentJob.id.in_(sorted(set(job_ids)))).order_by(EdgeAgentJob.id)
+    return {job.id: job for job in session.scalars(locked(query, session))}
+
+
 class JobBook:
     """The rows of the jobs that one batch speaks about, locked until the transaction ends.
+
+    :param rows: more than those, if they are locked already.
 
     A frame about a job that the agent does not hold, or with another fence than the job's, changes nothing.
     """
 
     def __init__(
-        self, session: Session, agent_name: str, now: datetime, job_ids: Collection[str], *, log_max_bytes: int = 0
+        self,
+        session: Session,
+        agent_name: str,
+        now: datetime,
+        job_ids: Collection[str],
+        *,
+        log_max_bytes: int = 0,
+        rows: Mapping[str, EdgeAgentJob] | None = None,
     ) -> None:
         self._session = session
         self._log_max_bytes = log_max_bytes
@@ -80,8 +97,8 @@ class JobBook:
         self._warned: set[str] = set()
         self.requeued = False
         """Whether a job went back to its queue."""
-        query = select(EdgeAgentJob).where(EdgeAgentJob.id.in_(sorted(set(job_ids)))).order_by(EdgeAgentJob.id)
-        self._jobs = {job.id: job for job in session.scalars(locked(query, session))} if job_ids else {}
+        found = locked_jobs(session, job_ids) if rows is None else rows
+        self._jobs = {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
     def get(self, job_id: str) -> EdgeAgentJob | None:
         """Return the row, whosever it is."""

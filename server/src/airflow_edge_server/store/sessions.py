@@ -45,6 +45,7 @@ from airflow_edge_server.domain.identity import (
 )
 from airflow_edge_server.domain.reconcile import Step, reconcile
 from airflow_edge_server.store.agents import wish_of
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.controls import controls_of, effective_queues
 from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.jobs import JobBook
@@ -96,6 +97,12 @@ _SAME_MOMENT = timedelta(milliseconds=1)
 def find_agent(session: Session, name: str) -> EdgeAgent | None:
     """Return the agent's row, locked: everything an agent does happens one after the other."""
     return session.scalars(locked(select(EdgeAgent).where(EdgeAgent.name == name), session)).one_or_none()
+
+
+def find_agents(session: Session, names: Sequence[str]) -> dict[str, EdgeAgent]:
+    """Return the rows of agents by name, locked in this order."""
+    query = select(EdgeAgent).where(among(session, EdgeAgent.name, names)).order_by(EdgeAgent.name)
+    return {agent.name: agent for agent in session.scalars(locked(query, session))}
 
 
 def session_fault(agent: EdgeAgent | None, session_id: str | None) -> Close | None:
