@@ -19,6 +19,22 @@ Figures = dict[str, Any]
 FIRST = 20
 """So many agents are connected before the memory of further ones is measured: whatever is loaded late is there then."""
 
+HOT = {
+    "dispatcher: what waits": """SELECT id, kind, queue, slots, priority_weight, queued_at FROM edge_agent_job
+        WHERE state = 'queued' AND cancel_reason IS NULL AND queue IN ('nobody') AND slots <= 8 AND team_name IS NULL
+        ORDER BY kind, priority_weight DESC, queued_at LIMIT 200""",
+    "dispatcher: leases that have ended": """SELECT id, state, fence FROM edge_agent_job WHERE state = 'offered'
+        AND (lease_until < now() OR cancel_reason IS NOT NULL) OR state = 'queued' AND cancel_reason IS NOT NULL
+        LIMIT 200""",
+    "dispatcher: slots that agents' jobs hold": """SELECT agent_name, sum(slots) FROM edge_agent_job
+        WHERE agent_name = ANY (ARRAY['fleet-00001', 'fleet-00002']) AND state IN ('offered', 'accepted', 'running')
+        GROUP BY agent_name""",
+    "scheduler: what has ended": """SELECT id, outcome FROM edge_agent_job WHERE owner =
+        (SELECT owner FROM edge_agent_job LIMIT 1) AND NOT reported AND state = 'finished'
+        ORDER BY finished_at LIMIT 1000""",
+}
+"""The statements that are asked most, in short, with what they are asked for while many jobs wait."""
+
 SETTLE_SECONDS = 12.0
 """How long after a change things are left to calm down."""
 
@@ -131,6 +147,7 @@ class Stage:
             "sync_median_ms": 1_000 * answer["sync_median_seconds"],
             "sync_p95_ms": 1_000 * answer["sync_p95_seconds"],
             "sync_max_ms": 1_000 * answer["sync_max_seconds"],
+            "plans": {name: self.backend.database.explain(statement) for name, statement in HOT.items()},
         }
 
     async def storm(self) -> Figures:

@@ -46,6 +46,7 @@ from airflow_edge_server.store.dispatch import (
     give_back,
     give_back_offered,
     give_back_unstarted,
+    read_rooms,
     sweep,
 )
 from airflow_edge_server.store.notices import Notices, read_notices
@@ -134,6 +135,8 @@ class _Tasks:
     watch: bool
     flush: bool
     lost: list[tuple[str, _Lost]]
+    busy: set[str]
+    """Agents that were offered something since the last look at leases: what room they have is read anew."""
 
 
 class Hub:
@@ -172,6 +175,7 @@ class Hub:
         self._turns: dict[str, int] = {}
         self._paused: dict[str, float] = {}
         self._lost: dict[str, _Lost] = {}
+        self._busy: set[str] = set()
         self._unanswered: dict[str, float] = {}
         """Jobs that were offered here, and when they were (monotonic seconds), until the agent answers."""
         self._wake = asyncio.Event()
@@ -411,11 +415,13 @@ class Hub:
             watch=lines and now - self._last_watch >= pace.watch_seconds,
             flush=bool(self._presence) and now - self._last_flush >= pace.flush_seconds,
             lost=lost,
+            busy=set(),
         )
         if tasks.jobs:
             self._last_jobs, self._nudged = now, False
         if tasks.leases:
             self._last_leases = now
+            tasks.busy, self._busy = self._busy, set()
         if tasks.notices:
             self._last_notices = now
             self._forget(now)
@@ -489,6 +495,7 @@ class Hub:
             if self._say(line, list(offers)):
                 slots = sum(offer.slots for offer in offers)
                 line.room = replace(line.room, free_slots=max(line.room.free_slots - slots, 0))
+                self._busy.add(name)
                 self._unanswered.update((offer.job_id, started) for offer in offers)
                 self._turns[name] = self._turns.get(name, 0) + len(offers)
                 self._last_find = time.monotonic()
@@ -496,6 +503,7 @@ class Hub:
                 homeless.extend(offers)
         for name, room in dispatched.rooms.items():
             if name not in dispatched.offers and (waiting := self._lines.get(name)) is lines[name]:
+                self._nudged |= room.free_slots > waiting.room.free_slots
                 waiting.room = room
         if notices is not None:
             self._tell(lines, notices, offered=dispatched.offers)
@@ -518,9 +526,13 @@ class Hub:
         if tasks.notices or cancelled:
             credential_ids = sorted({line.credential_id for line in lines.values()})
             notices = read(self._sessions, lambda session: read_notices(session, names, credential_ids))
-        if not tasks.jobs:
-            return notices, Dispatched(), returned
         rooms = notices.rooms if notices is not None else {name: line.room for name, line in lines.items()}
+        busy = [] if notices is not None else [name for name in tasks.busy if name in lines]
+        anew = read(self._sessions, lambda session: read_rooms(session, busy)) if busy else {}
+        anew = {name: room for name, room in anew.items() if room.session_id == lines[name].session_id}
+        if not tasks.jobs:
+            return notices, Dispatched(rooms=anew), returned
+        rooms = rooms | anew
         waiting = [
             Waiting(name, line.session_id, self._turns.get(name, 0))
             for name, line in lines.items()
@@ -536,6 +548,7 @@ class Hub:
             disconnect_lease=self._disconnect_lease,
             most=self._may_offer(started),
         )
+        found.rooms = anew | found.rooms
         return notices, found, returned
 
     def _tell(self, lines: dict[str, Line], notices: Notices, *, offered: Collection[str]) -> None:
