@@ -81,7 +81,7 @@ class Backend:
     ) -> None:
         if self._inside is not None:
             self._inside.terminate()
-            self._inside.wait()
+            self._inside.communicate()  # closes the pipes as well
         self.database.close()
         self._stack.close()
 
