@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -46,6 +47,8 @@ class AgentProcess:
     :param bundles: Dag bundles, name to this agent's own folder.
     :param settings: further top-level settings and sections, which win over those made here.
     :param variables: environment of the daemon.
+
+    ``EDGE_TEST_EXECUTION_API`` says how tasks reach Airflow, where ``settings`` do not.
     """
 
     def __init__(
@@ -94,7 +97,8 @@ class AgentProcess:
             },
             "bundles": {bundle: {"path": str(path)} for bundle, path in (bundles or {}).items()},
         }
-        self.configure(settings or {})
+        way = os.environ.get("EDGE_TEST_EXECUTION_API")
+        self.configure(({"execution_api": way} if way else {}) | dict(settings or {}))
         self._join_token: str | None = token
         if token.startswith("eac_"):
             self.write_credential(token)

@@ -13,12 +13,13 @@ from faults.world import World
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 SAMPLE = (
-    ("cut-before-frame-down", 1),
-    ("cut-after-frame-up", 2),
-    ("repeat", 1),
-    ("reorder", 1),
-    ("agent-kill", 1),
-    ("api-server-kill", 1),
+    ("cut-before-frame-down", 1, "direct"),
+    ("cut-after-frame-up", 2, "direct"),
+    ("repeat", 1, "direct"),
+    ("reorder", 1, "direct"),
+    ("agent-kill", 1, "direct"),
+    ("agent-kill", 1, "relay"),
+    ("api-server-kill", 1, "direct"),
 )
 
 
@@ -29,8 +30,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize(("fault", "seed"), SAMPLE)
-def test_nothing_is_lost_doubled_or_leaked(world: World, fault: str, seed: int) -> None:
+@pytest.mark.parametrize(("fault", "seed", "way"), SAMPLE)
+def test_nothing_is_lost_doubled_or_leaked(world: World, fault: str, seed: int, way: str) -> None:
+    world.execution_api = way
     outcome = run_fault(world, FAULTS[fault], seed)
     assert outcome.findings.lines() == []
     assert outcome.recovered_seconds is not None
