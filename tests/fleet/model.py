@@ -65,8 +65,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--idle", type=float, default=0.054, help="cores of the api-server per 1,000 idle agents")
-    parser.add_argument("--job", type=float, default=16.0, help="ms of CPU of the api-server per job")
-    parser.add_argument("--job-database", type=float, default=6.4, help="ms of CPU of the database per job")
+    parser.add_argument("--job", type=float, default=2.5, help="ms of CPU of the api-server per job")
+    parser.add_argument("--job-database", type=float, default=1.2, help="ms of CPU of the database per job")
     parser.add_argument("--idle-database", type=float, default=0.007, help="cores of the database per 1,000 agents")
     parser.add_argument("--look", type=float, default=1.0, help="ms of CPU of the database per look of a dispatcher")
     parser.add_argument("--connection", type=float, default=110.0, help="KB per connection")
