@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from airflow.api_fastapi.auth.tokens import JWTGenerator
     from fastapi import Request
+    from sqlalchemy.orm import Session
     from starlette.types import Receive, Scope, Send
 
 log = plainly.logger(__name__)
@@ -274,6 +275,15 @@ def local_log_files(relative_path: str) -> list[str]:
         return []
     # What is written below the log folder by others may be a link to anywhere.
     return [str(file) for file in found if file.is_file() and file.resolve().is_relative_to(base)]
+
+
+def team_names(session: Session) -> list[str] | None:
+    """Return Airflow's teams; ``None``: it has none, because ``[core] multi_team`` is off."""
+    if not conf.getboolean("core", "multi_team", fallback=False):
+        return None
+    from airflow.models.team import Team  # noqa: PLC0415  as all in here
+
+    return sorted(Team.get_all_team_names(session=session))
 
 
 def base_url() -> str | None:

@@ -226,7 +226,7 @@ def test_agents_are_let_in_and_shut_out_from_elsewhere(site: AirflowSite, tmp_pa
     revoked = "SELECT name FROM edge_agent WHERE name LIKE 'kiln-%' AND revoked_at IS NOT NULL"
     order = ("revoke", "kiln-*", "--state", "offline", "--jobs", "cancel")
     dry = cli(site, *order, "--dry-run", **remote)
-    assert dry.stderr.count("would be done: is shut out: 1 credentials revoked") == 2, dry.stderr
+    assert dry.stderr.count("would be done: is shut out: 1 credential revoked") == 2, dry.stderr
     assert site.query(revoked) == []
     (row,) = json.loads(cli(site, "revoke", "kiln-1", *rows, **remote).stdout)
     assert (row["name"], row["ok"]) == ("kiln-1", "True")

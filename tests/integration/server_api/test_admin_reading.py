@@ -210,29 +210,30 @@ async def test_a_page_takes_as_many_queries_for_many_agents(admin: httpx.AsyncCl
     assert abs(counts[1] - counts[0]) <= 4
 
 
-async def test_who_is_away_has_left_something_behind(
-    admin: httpx.AsyncClient, agent: FakeAgent, database: Database
-) -> None:
+async def test_who_is_away_has_left_something_behind(admin: httpx.AsyncClient, database: Database) -> None:
     """Since when, until when it may come back, and what it works on, as far as the server knows."""
-    await agent.hello()
-    beat = Heartbeat(metrics=Metrics(cpu_percent=5), sent_at=datetime.now(UTC), results_waiting=2)
-    await agent.exchange(agent.status(), beat)
-    seen = await get(admin, "/agents/factory")
-    assert (seen["away"], seen["results_waiting"]) == (None, 2)
-
+    heard = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=2)
+    figures = {"results_waiting": 2}
+    add_agent(database, "factory", state=AgentState.UNKNOWN, last_contact_at=heard, metrics=figures)
+    add_agent(database, "press", state=AgentState.OFFLINE, last_contact_at=heard)
     for lease in (600.0, 1_800.0):
         database.add_job(disconnect_lease_seconds=lease, state=JobState.RUNNING.value, agent_name="factory")
-    heard = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=2)
-    with database.sessions() as session:
-        row = session.get(EdgeAgent, "factory")
-        assert row is not None
-        row.state, row.last_contact_at = AgentState.UNKNOWN, heard
-    (listed,) = (await get(admin, "/agents"))["items"]
+    listed = {one["name"]: one for one in (await get(admin, "/agents"))["items"]}
     shown = await get(admin, "/agents/factory")
-    assert listed["away"] == shown["away"]
+    assert listed["factory"]["away"] == shown["away"]
     away = models.AwayView.model_validate(shown["away"])
     # Of the first to be given up, which begins when the agent counts as unknown.
     patience = timedelta(seconds=config.load().agent_timeout_seconds)
     assert away == models.AwayView(
         since=heard, lease_until=heard + patience + timedelta(minutes=10), running=2, results_waiting=2
     )
+    # It has said goodbye and left nothing.
+    assert listed["press"]["away"] is None
+
+
+async def test_results_that_wait_are_told_with_the_heartbeat(admin: httpx.AsyncClient, agent: FakeAgent) -> None:
+    await agent.hello()
+    beat = Heartbeat(metrics=Metrics(cpu_percent=5), sent_at=datetime.now(UTC), results_waiting=2)
+    await agent.exchange(agent.status(), beat)
+    seen = await get(admin, "/agents/factory")
+    assert (seen["away"], seen["results_waiting"]) == (None, 2)

@@ -51,3 +51,11 @@ def test_a_queue_is_warned_of_when_its_jobs_cannot_run() -> None:
     assert queue_warning(1, None) == "jobs wait, and no agent serves this queue"
     assert queue_warning(1, fleet(FULL)["q", None]) is None
     assert queue_warning(1, fleet(GONE)["q", None]) == "jobs wait, and none of its agents takes any: not connected"
+
+
+def test_a_drained_agent_is_not_a_broken_one() -> None:
+    """Although it tells that it takes no jobs as its problem."""
+    drained = Server(AgentState.IDLE, "drained by the server", 4, 4, drained=True)
+    places = survey([(["q"], None, drained)])
+    assert why_waiting("q", None, 1, places) == "1 agent serves it, drained"
+    assert queue_warning(2, places["q", None]) == "jobs wait, and none of its agents takes any: drained"

@@ -186,9 +186,10 @@ def _revoke(given: _Order) -> str:
         session, name, jobs=given.what.running_jobs, by=given.actor.name, origin=given.actor.origin
     )
     total = count or 0
+    revoked = f"{total} credential{'' if total == 1 else 's'} revoked"
     jobs = "are ended" if given.what.running_jobs == "cancel" else "may end by themselves"
-    given.note(Kind.REVOKED, f"{total} credentials revoked; its jobs {jobs}")
-    return f"is shut out: {total} credentials revoked; its running jobs {jobs}"
+    given.note(Kind.REVOKED, f"{revoked}; its jobs {jobs}")
+    return f"is shut out: {revoked}; its running jobs {jobs}"
 
 
 def _delete(given: _Order) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from airflow_edge_server import compat
 from airflow_edge_server.admin import models
 from airflow_edge_server.admin.actions import Actor, ConflictError
 from airflow_edge_server.admin.views import NotFoundError
@@ -40,6 +41,12 @@ def _item(row: EdgeAgentJoinToken, now: datetime) -> models.JoinTokenItem:
     )
 
 
+def list_teams(session: Session) -> models.TeamList:
+    """Return the teams whose agents may be made."""
+    teams = compat.team_names(session)
+    return models.TeamList(enabled=teams is not None, items=teams or [])
+
+
 def create_join_token(
     session: Session, asked: models.JoinTokenOrder, actor: Actor, *, server_url: str
 ) -> models.NewJoinToken:
@@ -48,6 +55,10 @@ def create_join_token(
     :param server_url: base URL of the api-server, as agents reach it if nothing else was asked for.
     :raises ConflictError: in one line, what is wrong with what was asked for.
     """
+    teams = compat.team_names(session)
+    if asked.team is not None and teams is not None and asked.team not in teams:
+        there = f"there are {', '.join(teams)}" if teams else "there is none, see `airflow teams create`"
+        raise ConflictError(f"there is no team {asked.team!r}: {there}")
     try:
         made = enrolment.create_join_token(
             session,

@@ -375,6 +375,13 @@ class JoinTokenList(_Said):
     items: list[JoinTokenItem]
 
 
+class TeamList(_Said):
+    """Airflow's teams, by name."""
+
+    enabled: bool = Field(description="Whether Airflow has teams ([core] multi_team).")
+    items: list[str]
+
+
 class JoinTokenOrder(_Asked):
     """Make a join token."""
 
@@ -383,7 +390,9 @@ class JoinTokenOrder(_Asked):
     )
     queues: Annotated[list[Queue], Field(min_length=1, max_length=100)]
     valid_seconds: Annotated[float, Field(gt=0, le=366 * 86_400, allow_inf_nan=False)] = 86_400
-    team: Annotated[str, Field(max_length=64)] | None = None
+    team: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Whose jobs its agents get; null: those of no team."
+    )
     uses: Annotated[int, Field(ge=1, le=10_000)] = 1
     server_url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = Field(
         default=None, description="Airflow's address as the new machine reaches it; null: its base URL."

@@ -162,6 +162,11 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         """List the queues that have jobs or are served."""
         return look(views.list_queues)
 
+    @router.get("/teams")
+    def list_teams() -> models.TeamList:
+        """List Airflow's teams, for each of which there may be agents."""
+        return look(joining.list_teams)
+
     @router.get("/jobs")
     def list_jobs(
         *,

@@ -21,6 +21,8 @@ class Server:
     problem: str | None
     free_slots: int
     slots_total: int
+    drained: bool = False
+    """Whether the server offers it nothing because somebody wants it so."""
 
 
 @dataclass(slots=True)
@@ -54,17 +56,21 @@ class Serving:
 
 _MAINTENANCE = "in maintenance"
 _GONE = "not connected"
+_DRAINED = "drained"
 _TROUBLED = "with a problem"
 _STARTING = "starting or stopping"
 
 
 def _hindrance(server: Server) -> str | None:
-    if takes_jobs(server.state, server.problem):
+    if takes_jobs(server.state, server.problem) and not server.drained:
         return None
     if server.state not in CONNECTED_STATES:
         return _MAINTENANCE if server.state is AgentState.OFFLINE_MAINTENANCE else _GONE
     if server.state in IN_MAINTENANCE or server.state is AgentState.MAINTENANCE_EXIT:
         return _MAINTENANCE
+    if server.drained:
+        # It tells that as its problem, too.
+        return _DRAINED
     return _TROUBLED if server.problem is not None else _STARTING
 
 

@@ -222,9 +222,10 @@ def survey_fleet(session: Session) -> dict[Place, Serving]:
             row.team_name,
             Server(
                 AgentState(row.state),
-                row.problem or ("it is being drained" if row.drain_wanted else None),
+                row.problem,
                 max(row.slots_total - row.slots_used, 0),
                 row.slots_total,
+                drained=bool(row.drain_wanted),
             ),
         )
         for row in rows

@@ -144,6 +144,10 @@ export const useJoinTokens = () =>
     refetchInterval: polling(10_000),
   });
 
+/** Airflow's teams, which change hardly ever. */
+export const useTeams = () =>
+  useQuery({ queryFn: () => said(api.GET("/teams")), queryKey: ["teams"], refetchInterval: polling(60_000) });
+
 export const useMakeJoinToken = () => useChange((body: JoinTokenOrder) => said(api.POST("/join-tokens", { body })));
 
 export const useRevokeJoinToken = () =>

@@ -15,7 +15,7 @@ import {
 import { useState } from "react";
 
 import type { JoinToken, JoinTokenOrder, NewJoinToken } from "../api/client";
-import { useAwaited, useJoinTokens, useMakeJoinToken, useQueues, useRevokeJoinToken } from "../api/queries";
+import { useAwaited, useJoinTokens, useMakeJoinToken, useQueues, useRevokeJoinToken, useTeams } from "../api/queries";
 import { Ago } from "../components/Ago";
 import { Answer, Fault } from "../components/Answer";
 import { useNotify } from "../components/notices";
@@ -75,6 +75,8 @@ const Form = ({ onMade }: FormProps) => {
   const [tried, setTried] = useState(false);
   const { mayChange, whyNot } = useRights();
   const known = useQueues();
+  const teams = useTeams();
+  const [team, setTeam] = useState("");
   const make = useMakeJoinToken();
   const asked = queues
     .split(",")
@@ -86,7 +88,13 @@ const Form = ({ onMade }: FormProps) => {
   const submit = () => {
     setTried(true);
     if (!NAME.test(name) || asked.length === 0 || !(Number.isInteger(Number(uses)) && Number(uses) >= 1)) return;
-    const order: JoinTokenOrder = { name_pattern: name, queues: asked, uses: Number(uses), valid_seconds: seconds };
+    const order: JoinTokenOrder = {
+      name_pattern: name,
+      queues: asked,
+      team: team || null,
+      uses: Number(uses),
+      valid_seconds: seconds,
+    };
     make.mutate(order, { onSuccess: (made) => onMade(order, made, platform) });
   };
   return (
@@ -125,6 +133,14 @@ const Form = ({ onMade }: FormProps) => {
               ))}
             </datalist>
           </Field.Root>
+          {teams.data?.enabled === true ? (
+            <Select
+              label="Team"
+              onChange={setTeam}
+              options={[["", "none: jobs of no team"], ...teams.data.items.map((one): [string, string] => [one, one])]}
+              value={team}
+            />
+          ) : undefined}
           <Select
             label="Platform"
             onChange={(value) => setPlatform(value as Platform)}

@@ -37,7 +37,7 @@ const RANGES: [number, string][] = [
 ];
 
 const Fact = ({ children, name }: { readonly children: ReactNode; readonly name: string }) => (
-  <DataList.Item>
+  <DataList.Item alignItems="start">
     <DataList.ItemLabel>{name}</DataList.ItemLabel>
     <DataList.ItemValue wordBreak="break-word">{children}</DataList.ItemValue>
   </DataList.Item>
