@@ -34,6 +34,7 @@ from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.pump import Pump
+from airflow_edge_server.api import hub
 from airflow_edge_server.api.hub import Pace
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog
 from fakes.frames import make_hello, make_welcome
@@ -146,6 +147,8 @@ class Server:
         logger = logging.getLogger("airflow_edge_server")
         logger.addHandler(self._faults)
         logger.propagate = False
+        # What the hub remembers of sessions for two minutes would pass for growth on a machine that is done sooner.
+        hub._FORGET_SECONDS = 2.0
         await self._lifespan.__aenter__()
 
     async def close(self) -> None:
