@@ -22,6 +22,7 @@ from harness.agent import AgentProcess
 from harness.site import AirflowSite
 from harness.waiting import wait_until
 from integration.end_to_end.conftest import StartAgent
+from integration.end_to_end.test_end_to_end import notes
 
 pytestmark = pytest.mark.integration
 
@@ -217,3 +218,44 @@ def proc(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def test_what_the_server_wants_counts_for_jobs(site: AirflowSite, start_agent: StartAgent, tmp_path: Path) -> None:
+    """Drain, slots and queues, as an administrator sets them: the scheduler's jobs go by them."""
+    agent = start_agent(concurrency=4)
+
+    def order(*words: str) -> None:
+        site.cli("edge-agents", *words, agent.name)
+
+    def began() -> int:
+        return sum(notes(tmp_path).values())
+
+    def waiting(run: str) -> Collection[str]:
+        listed = json.loads(site.cli("edge-agents", "jobs", "--state", "queued", "--output", "json"))
+        return {job["why"] for job in listed if job["run_id"] == run}
+
+    order("drain")
+    wait_until(lambda: row(site, agent, "drain_wanted")[0], seconds=10, what="the drain to be stored")
+    run = site.api.trigger_dag("crowd", conf={"dir": str(tmp_path)})
+    jobs = f"SELECT count(*) FROM edge_agent_job WHERE run_id = '{run}' AND state = "
+    wait_until(lambda: site.query(f"{jobs}'queued'") == [(6,)], seconds=60, what="six jobs to wait")
+    assert any("drained" in why for why in waiting(run)), waiting(run)
+    assert began() == 0
+
+    order("concurrency", "2")
+    order("resume")
+    wait_until(lambda: began() == 2, seconds=60, what="two to begin")
+    wait_until(lambda: any("full" in why for why in waiting(run)), seconds=30, what="it to be full")
+    assert (began(), site.query(f"{jobs}'queued'")) == (2, [(4,)])
+    order("concurrency", "5")
+    wait_until(lambda: began() == 5, seconds=60, what="five to begin")
+
+    order("serve", "--remove", "default")
+    wait_until(lambda: row(site, agent, "queues")[0] in ([], "[]"), seconds=30, what="no queue to be served")
+    (tmp_path / "go").touch()
+    wait_until(lambda: site.query(f"{jobs}'finished'") == [(5,)], seconds=60, what="five to end")
+    assert site.query(f"{jobs}'queued'") == [(1,)]
+    assert any("no agent" in why for why in waiting(run)), waiting(run)
+    order("serve", "--reset")
+    assert site.api.wait_for_run("crowd", run) == "success"
+    assert agent.stop() == 0
