@@ -186,7 +186,7 @@ class EdgeAgentJob(Base):
     """What has become of its log at remote logging: ``done``, ``none`` (there was no log), ``failed`` for good."""
     hand_over_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When that was; before it: until when nobody needs to look at it, e.g. because one process is at work."""
-    hand_over_tries: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    hand_over_tries: Mapped[int] = mapped_column(Integer, server_default="0")
     queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
     offered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     accepted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
