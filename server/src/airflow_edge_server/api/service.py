@@ -62,8 +62,9 @@ _MOST_TOLD = 1_000
 _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)
 _SETTLES = (Accept, Refuse, Result)
-_SIGNS = frozenset({"status", "heartbeat"})
-_COMMON = _SIGNS | {"accept", "refuse", "started", "result", "log"}
+# No sets: what an agent calls a type may be a list.
+_SIGNS = ("status", "heartbeat")
+_COMMON = (*_SIGNS, "accept", "refuse", "started", "result", "log")
 
 
 REFUSED_QUIET_SECONDS = 600.0
