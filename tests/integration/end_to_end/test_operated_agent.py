@@ -255,7 +255,8 @@ def test_what_the_server_wants_counts_for_jobs(site: AirflowSite, start_agent: S
     (tmp_path / "go").touch()
     wait_until(lambda: site.query(f"{jobs}'finished'") == [(5,)], seconds=60, what="five to end")
     assert site.query(f"{jobs}'queued'") == [(1,)]
-    assert any("no agent" in why for why in waiting(run)), waiting(run)
+    # Agents of other tests were here, and may count as such that serve the queue when they come back.
+    assert any("no agent" in why or "not connected" in why for why in waiting(run)), waiting(run)
     order("serve", "--reset")
     assert site.api.wait_for_run("crowd", run) == "success"
     assert agent.stop() == 0
