@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from airflow_edge_agent.core.statsd import MAX_ALL_TIMINGS, MAX_LINES, MAX_NAME_BYTES
+from airflow_edge_agent.protocol.frames import MAX_METRIC_TAGS, MAX_TASK_METRICS, MAX_TIMINGS
 from airflow_edge_agent.runtime import exposition
-from airflow_edge_server.telemetry import EMIT_SECONDS, METRICS, PREFIX
+from airflow_edge_agent.runtime.task_metrics import FLUSH_SECONDS, KEEP_SECONDS
+from airflow_edge_server.api.task_metrics import FRAMES_PER_SECOND, MAX_SERIES
+from airflow_edge_server.telemetry import EMIT_SECONDS, METRICS, PREFIX, TASK_METRICS_DROPPED
 
 PAGE = Path(__file__).parent / "metrics.md"
 
 INTRODUCTION = f"""\
 # Metrics
 
-This page is written from the code (`python docs/metrics.py`); a test compares the two, and nothing else is emitted.
-There are those that the server gives to Airflow, and those that an agent tells on its own machine.
+This page is written from the code (`python docs/metrics.py`); a test compares the two, and nothing else is emitted
+but what tasks tell. There are those that the server gives to Airflow, those of tasks, and those that an agent tells on
+its own machine.
 
 ## Of the server, through Airflow
 
@@ -48,7 +53,47 @@ the fields `trace_id` and `span_id` (in the journal `AIRFLOW_TRACE_ID` and `AIRF
 about a job that was refused, could not be offered or started, or came back, end with both.
 """
 
-AGENT = """
+AGENT = f"""
+## Of tasks, through their agent
+
+Off by default. What tasks tell with Airflow's `Stats` (`from airflow.sdk.observability.stats import Stats`), and what
+Airflow's Task SDK tells of them (`ti.finish`, `task.duration`, ...), can go through the agent to the metrics of the
+api-server that the agent is connected to. Both ends have to want it:
+
+```
+[metrics]                        # of the agent
+relay_statsd = true
+```
+
+```
+[edge_agent]                     # of Airflow
+relay_task_metrics = True
+```
+
+The agent takes StatsD's lines on a UDP port of 127.0.0.1, any free one, and sets `AIRFLOW__METRICS__STATSD_*` for the
+processes of tasks, without a prefix and with tags as InfluxDB has them. If `runner.env` or an `airflow.cfg` sets
+`statsd_on`, `statsd_datadog_enabled` or `otel_on` in `[metrics]`, that counts, and nothing is relayed. The task runtime
+needs the package `statsd` for it: `edgectl doctor` says if it is not there, `edgectl runtime install statsd` adds it.
+After a restart of the agent the port is the same, unless somebody else has taken it.
+
+The server tells each under its own name, as if the task ran there: Airflow puts its prefix before it, its lists of what
+to tell count, and the legacy name is told, too, if `legacy_names_on`. The tag `agent` names the agent, whatever the
+task says. Names that begin with `{PREFIX}` are not taken. Otherwise an agent, and whoever can send to the port on its
+machine, may tell metrics under every name, also those of Airflow's own: switch it on for sites whose figures you
+believe.
+
+- Understood are counters, gauges (a sign: to be added) and timings, with a sampling rate, which counters are divided
+  by, and tags in InfluxDB's or Datadog's manner. Each {FLUSH_SECONDS:g} s, if there is something, one frame is sent:
+  sums of counters, last values of gauges, and every single timing.
+- Names are 1 to 250 letters of ASCII, digits, `_`, `.`, `-` and `/`; what has others is dropped. A metric has at most
+  {MAX_METRIC_TAGS} tags; what is no such character in a value of theirs becomes an underscore.
+- A frame has at most {MAX_TASK_METRICS} metrics, {MAX_TIMINGS} values of one timing, {MAX_ALL_TIMINGS} of all, and
+  {MAX_NAME_BYTES // 1024} KiB of names and tags, out of {MAX_LINES} lines. The server listens to an agent every
+  {1 / FRAMES_PER_SECOND:g} s in the long run, and takes {MAX_SERIES} different metrics of it in an hour. The rest is
+  dropped and counted: `{PREFIX}{TASK_METRICS_DROPPED}`.
+- It is best effort. Nothing is put on disk or sent again: while the link is away, {KEEP_SECONDS:g} s are kept and then
+  counted as dropped; what is on its way when it breaks is lost.
+
 ## Of an agent, on its machine
 
 Off by default. With `listen` in the [agent's configuration](configuration.md#metrics), the agent answers `GET /metrics`

@@ -26,15 +26,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000, help="how many in total (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="repeats a run (default: another one each time)")
-    parser.add_argument("--target", choices=("codec", "server", "agent", "relay", "admin"), help="only this one")
+    parser.add_argument(
+        "--target", choices=("codec", "server", "agent", "relay", "statsd", "admin"), help="only this one"
+    )
     arguments = parser.parse_args()
     from fuzz.door import Door  # noqa: PLC0415  not for --help
     from fuzz.run import Target, Total, run  # noqa: PLC0415  as above
     from fuzz.targets import Agent, Codec, Server  # noqa: PLC0415  as above
+    from fuzz.tasks import Statsd  # noqa: PLC0415  as above
 
     number = int.from_bytes(os.urandom(3)) if arguments.seed is None else arguments.seed
     print(f"seed {number}; the same again: make fuzz ARGS='--seed {number} --frames {arguments.frames}'", flush=True)
-    shares: dict[Callable[[], Target], float] = {Codec: 0.3, Server: 0.36, Agent: 0.29, Door: 0.05}
+    shares: dict[Callable[[], Target], float] = {Codec: 0.3, Server: 0.36, Agent: 0.26, Door: 0.05, Statsd: 0.03}
     chosen = [kind for kind in shares if arguments.target in (None, str(getattr(kind, "name", "")))]
     totals: list[Total] = []
 

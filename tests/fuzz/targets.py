@@ -127,6 +127,7 @@ class Server:
             agent_requests_per_second=0,
             wrong_credentials_per_minute=0,
             log_max_bytes=2_000,
+            relay_task_metrics=True,
         )
         pace = Pace(busy_seconds=0.05, notices_seconds=0.2, shortest_seconds=0.02, watch_seconds=0.5)
         self._app = build_app(self._database, settings=settings, pace=pace)

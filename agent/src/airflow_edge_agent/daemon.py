@@ -69,6 +69,7 @@ from airflow_edge_agent.runtime.service import status_loop
 from airflow_edge_agent.runtime.tasklog import TaskLogs
 from airflow_edge_agent.runtime.watchdog import Watchdog
 from airflow_edge_agent.settings import Settings
+from airflow_edge_agent.taskmetrics import TaskMetricsPart
 from airflow_edge_agent.taskruntime import TaskRuntime
 
 if TYPE_CHECKING:
@@ -271,6 +272,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
     # Also where new jobs are not relayed: those of an earlier run of the daemon may be.
     relay_listener = RelayListener(settings.relay_socket, users=runner.users, handler=relay.handle)
     exposed = _exposed(settings, core, link, person, reporter)
+    task_metrics = TaskMetricsPart(settings, pump, link, runner, reporter)
     reloads: set[asyncio.Task[object]] = set()
 
     def reload() -> None:
@@ -302,13 +304,14 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         "health": health.run(),
         "custom metrics": custom.run(),
         "status": status_loop(pump, notifier, reporter),
-    }
+    } | task_metrics.loops
     if settings.log.tasks_to_journal and journal is not None:
         loops["task logs"] = TaskLogs(pump, store, journal).run()
     if notifier.watchdog_seconds is not None:
         loops["watchdog"] = Watchdog(progress, notifier, notifier.watchdog_seconds, shouting(journal)).run()
     try:
         await listener.open()
+        await task_metrics.open()
         _remember(pump, maintenance)
         await recover(pump, runner, store, identity.boot_id)
         # Not before the jobs of the daemon before are known: they would be turned away.
@@ -327,6 +330,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         for unused in loops.values():
             unused.close()
         await listener.close()
+        task_metrics.close()
         if exposed is not None:
             await exposed.close()
         await pump.settle()

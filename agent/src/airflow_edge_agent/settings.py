@@ -166,7 +166,7 @@ class ControlSettings(_Section):
 
 
 class MetricsSettings(_Section):
-    """The agent's own metrics as OpenMetrics text; off as long as ``listen`` is not given.
+    """The agent's own metrics as OpenMetrics text, off as long as ``listen`` is not given; and those of its tasks.
 
     See [metrics](metrics.md).
     """
@@ -177,6 +177,10 @@ class MetricsSettings(_Section):
     allow_remote: bool = False
     """Allow an address that others than this machine can reach. There is no encryption and nobody is asked who they
     are."""
+    relay_statsd: bool = False
+    """Give tasks a StatsD of ours on a UDP port of the loopback address, and pass on to Airflow what they tell it. The
+    server has to take it, too: ``[edge_agent] relay_task_metrics``. Tasks for which ``runner.env`` or an
+    ``airflow.cfg`` decides about metrics are left alone. Takes a restart."""
 
     @model_validator(mode="after")
     def _known_place(self) -> MetricsSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import inspect
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -178,6 +179,23 @@ def stats() -> Any:
     from airflow.observability.stats import Stats  # noqa: PLC0415  as all in here
 
     return Stats
+
+
+def start_stats() -> None:
+    """Let this process tell metrics. The api-server of 3.3 has done so itself, and does it in the same way.
+
+    What fails stops nothing.
+    """
+    try:
+        from airflow.observability.metrics import stats_utils  # noqa: PLC0415  as all in here
+
+        named: dict[str, Any] = {}
+        if "export_legacy_names" in inspect.signature(stats().initialize).parameters:
+            named = {"export_legacy_names": conf.getboolean("metrics", "legacy_names_on")}
+        takes = inspect.signature(stats_utils.get_stats_factory).parameters
+        stats().initialize(factory=stats_utils.get_stats_factory(*[stats()][: len(takes)]), **named)
+    except Exception as error:  # noqa: BLE001  a fault in the configuration of metrics
+        log.warning("Metrics of tasks will not be told: Airflow's metrics cannot be set up: %s", error)
 
 
 def tracing_on() -> bool:

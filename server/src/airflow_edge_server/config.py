@@ -45,6 +45,8 @@ class Settings:
     credential_days: float = 180.0
     """0: credentials are valid for ever, and not rotated."""
     disconnect_lease_seconds: float = 1_800.0
+    relay_task_metrics: bool = False
+    """Whether what tasks tell to StatsD on agents is told to Airflow's metrics."""
     disconnect_leases: Mapping[str, float] = field(default_factory=dict)
     """By queue, where it is another."""
 
@@ -83,6 +85,7 @@ def load(source: Any = conf) -> Settings:
         execution_api=str(source.get(SECTION, "execution_api", fallback="relay")).strip(),
         credential_days=_number(source, "credential_days", 180, 0, 36_500),
         disconnect_lease_seconds=_number(source, "disconnect_lease", 1_800, 0, LONGEST_LEASE_SECONDS),
+        relay_task_metrics=source.getboolean(SECTION, "relay_task_metrics", fallback=False),
         disconnect_leases=_by_queue(source, "disconnect_leases", 0, LONGEST_LEASE_SECONDS),
     )
     if settings.execution_api not in EXECUTION_APIS:

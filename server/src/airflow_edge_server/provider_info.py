@@ -149,6 +149,13 @@ def get_provider_info() -> dict[str, Any]:
                         "1",
                         "Days that the measurements of agents' hosts are kept: one a minute and agent.\n",
                     ),
+                    "relay_task_metrics": _option(
+                        "boolean",
+                        "False",
+                        "True",
+                        "Whether metrics that tasks tell on agents (``relay_statsd`` in an agent's configuration) are\n"
+                        "told here as Airflow's own, with the agent's name as a tag.\n",
+                    ),
                     "event_retention": _option(
                         "float",
                         "30",

@@ -39,6 +39,8 @@ class Metric:
     meaning: str
 
 
+TASK_METRICS_DROPPED = "task_metrics.dropped"
+
 _NOT_IN_TAGS = re.compile(r"[^A-Za-z0-9_.\-/]")
 
 _JOB = ("dag_id", "task_id", "queue", "agent")
@@ -66,6 +68,7 @@ METRICS = {
         Metric("job.peak_memory_bytes", "gauge", _JOB, "Most memory of its processes."),
         Metric("job.io_read_bytes", "counter", _JOB, "Bytes it read from disks, where that is known."),
         Metric("job.io_write_bytes", "counter", _JOB, "Bytes it wrote to disks, where that is known."),
+        Metric(TASK_METRICS_DROPPED, "counter", ("agent",), "Values of tasks' own metrics that were not relayed."),
     )
 }
 

@@ -49,7 +49,7 @@ def test_everything_has_the_owner_and_mode_that_is_promised(
     rows = table()
     before = os.umask(0o000)  # the widest there is: what is closed is closed by ourselves
     try:
-        agent = start_agent(settings={"execution_api": "relay"})
+        agent = start_agent(settings={"execution_api": "relay", "metrics": {"relay_statsd": True}})
         run = site.api.trigger_dag("steps", conf={"dir": str(tmp_path)})
         began = tmp_path / "notes"
         wait_until(lambda: began.exists() and "began" in began.read_text(), seconds=90, what="the task")

@@ -26,8 +26,8 @@ StartAgent = Callable[..., AgentProcess]
 
 TESTS = Path(__file__).parents[2]
 
-NOT_EVERYWHERE = {"job.io_read_bytes", "job.io_write_bytes"}
-"""Known only where jobs have cgroups of their own."""
+NOT_EVERYWHERE = {"job.io_read_bytes", "job.io_write_bytes", "task_metrics.dropped"}
+"""Known only where jobs have cgroups of their own, or where something was dropped."""
 
 
 @pytest.fixture(scope="module", params=["statsd", "otel"])
@@ -63,12 +63,14 @@ def site(
         "PYTHONPATH": str(TESTS),
         VARIABLE: f"file://{root}/remote",
     }
+    relay = {"AIRFLOW__EDGE_AGENT__RELAY_TASK_METRICS": "True"}
     site = AirflowSite(
-        root, keeper=keeper, environment=ENVIRONMENT, bundles={"probes": DAGS}, settings=backend | logging
+        root, keeper=keeper, environment=ENVIRONMENT, bundles={"probes": DAGS}, settings=backend | logging | relay
     )
     with site:
         site.start()
-        site.api.wait_for_dag("steps")
+        for dag_id in ("steps", "telling"):
+            site.api.wait_for_dag(dag_id)
         yield site
 
 
@@ -169,3 +171,39 @@ def test_a_job_is_a_span_of_its_task_and_both_ends_name_the_trace(
     of_job = [line for line in lines if line.get("job") == job_id]
     assert [line["edge_event"] for line in of_job] == ["job_started", "job_ended"]
     assert {(line["trace_id"], line["span_id"]) for line in of_job} == {(trace_id, parent)}
+
+
+def test_what_a_task_tells_arrives_at_the_centre(
+    site: AirflowSite, receiver: StatsdReceiver | OtelReceiver, start_agent: StartAgent
+) -> None:
+    start_agent("edge-teller", settings={"metrics": {"relay_statsd": True}})
+    run = site.api.trigger_dag("telling")
+    assert site.api.wait_for_run("telling", run) == "success"
+    own = {"line": "3", "agent": "edge-teller"}
+    wait_until(
+        lambda: receiver.last("airflow.press.parts", **own) is not None,
+        seconds=90,
+        what="the task's metrics to arrive",
+        seen=lambda: sorted({one.name for one in receiver.told}),
+    )
+    assert receiver.last("airflow.press.parts", **own) == 5
+    assert receiver.last("airflow.press.level", agent="edge-teller") == 2.5
+    assert receiver.last("airflow.press.weighing", agent="edge-teller") == 1_250
+    wait_until(
+        lambda: receiver.last("airflow.ti.finish", task_id="tell", agent="edge-teller") == 1,
+        seconds=90,
+        what="what the Task SDK tells of the task to arrive",
+        seen=lambda: sorted({one.name for one in receiver.told}),
+    )
+
+
+def test_without_the_setting_a_task_tells_nothing(
+    site: AirflowSite, receiver: StatsdReceiver | OtelReceiver, start_agent: StartAgent
+) -> None:
+    if isinstance(receiver, OtelReceiver):
+        pytest.skip("seen with the other one")
+    agent = start_agent("edge-silent")
+    run = site.api.trigger_dag("telling")
+    assert site.api.wait_for_run("telling", run) == "success"
+    assert not (agent.state_dir / "statsd-port").exists()
+    assert receiver.last("airflow.press.parts", agent="edge-silent") is None

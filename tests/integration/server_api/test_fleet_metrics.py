@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from airflow_edge_agent.protocol.frames import TaskMetrics
 from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_server.api.task_metrics import TaskMetricsRelay
 from airflow_edge_server.store.models import EdgeAgent
 from airflow_edge_server.store.queue import EndedJob
 from airflow_edge_server.store.transaction import read
@@ -123,6 +125,7 @@ def test_all_that_is_described_is_emitted_and_dashboard_and_alerts_use_nothing_e
     usage = dict.fromkeys(("wall_seconds", "cpu_seconds", "peak_memory_bytes", "io_read_bytes", "io_write_bytes"), 1)
     place = ("dag", "task", "run", -1)
     emit_usage(backend, EndedJob("j", "task", "t", 1, "press", "finished", 0, None, place, "plant", usage))
+    TaskMetricsRelay(lambda: backend).tell("press", TaskMetrics(metrics=[], dropped=1))
     assert backend.tags == {f"{PREFIX}{name}": set(metric.tags) for name, metric in METRICS.items()}
 
     known = {f"airflow.{name}".replace(".", "_"): tags for name, tags in backend.tags.items()}

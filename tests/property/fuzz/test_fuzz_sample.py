@@ -11,6 +11,7 @@ from fuzz.door import Door
 from fuzz.material import Thought
 from fuzz.run import Target, run
 from fuzz.targets import Agent, Codec, Server
+from fuzz.tasks import Statsd
 
 
 @pytest.mark.parametrize(("make", "frames"), [(Codec, 6_000), (Server, 4_000), (Agent, 4_000), (Door, 3_000)])
@@ -19,6 +20,12 @@ def test_nonsense_is_refused_and_does_no_harm(make: Callable[[], Target], frames
     assert total.findings == {}
     assert total.frames >= frames
     assert len(total.seen) > 5, "some of it is understood"
+
+
+def test_nonsense_told_to_statsd_makes_frames_that_the_server_takes() -> None:
+    total = run(Statsd(), 20_000, seed_number=20_261_124)
+    assert total.findings == {}
+    assert {"counter", "gauge", "timing", "dropped"} <= set(total.seen)
 
 
 def test_requests_by_the_admin_apis_own_document_meet_no_fault() -> None:

@@ -220,6 +220,18 @@ def test_a_runtime_that_is_there_but_cannot_be_imported(tmp_path: Path) -> None:
     assert "No module named 'tenacity'" in check.found
 
 
+@pytest.mark.parametrize(("package", "verdict"), [("statsd", "ok"), (None, "warn")])
+def test_a_runtime_without_statsd_cannot_tell_metrics(tmp_path: Path, package: str | None, verdict: str) -> None:
+    python = tmp_path / "python"
+    there = "0" if package else "1"
+    python.write_text(f"#!/bin/sh\nexit {there}\n")
+    python.chmod(0o755)
+    given = {"python": str(python)}
+    assert look(host.task_metrics, scene(tmp_path, None, runner=given)) == {}
+    found = look(host.task_metrics, scene(tmp_path, None, runner=given, metrics={"relay_statsd": True}))
+    assert found["metrics of tasks"].verdict == verdict
+
+
 def test_no_runtime(tmp_path: Path) -> None:
     assert runtime(tmp_path, str(tmp_path / "none"))["task runtime"].verdict == "fail"
 

@@ -40,6 +40,7 @@ COMMANDS: list[wire.Command] = [
         token="t",
         server="http://x/",
         limits=Limits(memory_max_bytes=1, pids_max=2),
+        statsd_port=8_125,
     ),
     wire.Stop(),
     wire.Renew(),
@@ -174,3 +175,10 @@ def test_the_wire_needs_nothing_but_the_standard_library() -> None:
 
 def test_the_runner_knows_every_kind_of_job_that_a_server_may_offer() -> None:
     assert set(wire.KINDS) == set(get_args(Offer.model_fields["kind"].annotation))
+
+
+@pytest.mark.parametrize("port", [0, -1, 65_536, "8125", True, 1.5])
+def test_a_port_that_is_none(port: object) -> None:
+    run = json.loads(wire.encode(COMMANDS[0]))
+    with pytest.raises(wire.WireError, match="statsd_port"):
+        wire.decode_command(json.dumps(run | {"statsd_port": port}).encode())

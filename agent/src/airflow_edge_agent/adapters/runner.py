@@ -107,6 +107,8 @@ class SubprocessRunner:
         self._log = socket_path.with_name("runner.log")
         self._runner_dir = runner_dir
         self._options = options
+        self.statsd_port: int | None = None
+        """Where jobs that begin from now on may send their metrics; ``None``: nowhere."""
         self._environment = environment
         self._foreign = foreign
         self._events: asyncio.Queue[RunnerEvent] = asyncio.Queue()
@@ -166,6 +168,7 @@ class SubprocessRunner:
             "relay": None if relay is None else str(relay),
             "patience_seconds": offer.disconnect_lease_seconds,
             "limits": limits.model_dump(exclude_none=True) if limits is not None and limits.any else None,
+            "statsd_port": self.statsd_port,
         }
         # An idle runner may leave in the very moment we speak to it: then a new one takes the job.
         for last_try in (False, True):

@@ -39,6 +39,17 @@ MAX_CONFIGURATION_NAME = 400
 MAX_CONFIGURATION_BYTES = 32 * 1024
 """Most bytes, as JSON, of what an agent says of its configuration."""
 
+MAX_TASK_METRICS = 200
+"""Most metrics of tasks in one frame; the same name with other tags is another one."""
+
+MAX_TIMINGS = 50
+"""Most values of one timing in one frame."""
+
+MAX_TASK_METRICS_BYTES = 96 * 1024
+"""Most bytes, as JSON, of the metrics of tasks in one frame."""
+
+MAX_METRIC_TAGS = 20
+
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Most bytes of one encoded batch."""
 
@@ -275,6 +286,46 @@ class NewKey(_Frame):
     """Made with the new key: of the id of the present credential and the public key."""
 
 
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,250}$")]
+MetricTags = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,60}$")],
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{0,200}$")],
+    ],
+    Field(max_length=MAX_METRIC_TAGS),
+]
+MetricValue = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+
+
+class TaskMetric(_Frame):
+    """A metric that tasks have told to StatsD."""
+
+    name: MetricName
+    """Without Airflow's prefix."""
+    kind: Literal["counter", "gauge", "timing"]
+    tags: MetricTags = {}
+    values: Annotated[list[MetricValue], Field(min_length=1, max_length=MAX_TIMINGS)]
+    """Of a counter the sum, of a gauge the last value, of a timing each one, in milliseconds."""
+    delta: bool = False
+    """Of a gauge: the value is to be added to what there is."""
+
+
+def _small_enough(metrics: list[TaskMetric]) -> list[TaskMetric]:
+    size = sum(len(metric.model_dump_json()) + 1 for metric in metrics)
+    if size > MAX_TASK_METRICS_BYTES:
+        raise ValueError(f"{size} bytes of metrics; at most {MAX_TASK_METRICS_BYTES} are taken")
+    return metrics
+
+
+class TaskMetrics(_Frame):
+    """Agent to server: what tasks have told to StatsD since the last time. Neither acknowledged nor said again."""
+
+    type: Literal["task_metrics"] = "task_metrics"
+    metrics: Annotated[list[TaskMetric], Field(max_length=MAX_TASK_METRICS), AfterValidator(_small_enough)]
+    dropped: int = Field(default=0, ge=0, le=2**31 - 1)
+    """How many values were left out at the agent: too many of them, too late, or not understood."""
+
+
 class Goodbye(_Frame):
     """Agent to server: a clean stop; nothing more will come from this session."""
 
@@ -334,6 +385,8 @@ class Welcome(_Frame):
     """Queues that the agent may serve, ``["*"]`` for every one. ``None``: not told."""
     team: Word | None = None
     """Team whose jobs it gets; ``None``: those of no team."""
+    task_metrics: bool = False
+    """Whether the server takes what tasks tell to StatsD."""
 
 
 class Offer(_Frame):
@@ -446,6 +499,7 @@ AgentFrame = (
     | Log
     | MaintenanceAsked
     | NewKey
+    | TaskMetrics
     | Goodbye
     | UnknownFrame
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from . import processes
+from . import processes, statsd
 from .outcome import Report, Terminated
 from .sdk import explain_error
 from .wire import MAX_LINE_BYTES, Outcome, Run, decode_command
@@ -40,6 +40,8 @@ class Place:
     """Pid of the runner, whose child it is and without whom it shall not begin."""
     procs: str | None
     """``cgroup.procs`` of the job's cgroup, if it has one."""
+    statsd_port: int | None = None
+    """Where the agent takes what the job tells to StatsD."""
 
 
 def be_job(place: Place, *, status: int, source: int, report_to: int, body: Body) -> NoReturn:
@@ -111,6 +113,8 @@ def _enter(place: Place, keep: set[int]) -> None:
     os.chdir(temp)
     os.environ["TMPDIR"] = str(temp)
     tempfile.tempdir = None
+    if place.statsd_port is not None:
+        statsd.lead_to(place.statsd_port)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 

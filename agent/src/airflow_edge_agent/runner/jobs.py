@@ -98,7 +98,7 @@ class Jobs:
     def _begin(self, run: Run, folder: Path, group: cgroups.JobCgroup | None) -> Work:
         assert self.zygote is not None
         procs = None if group is None else str(group.procs)
-        place = child.Place(folder=folder, runner=os.getpid(), procs=procs)
+        place = child.Place(folder=folder, runner=os.getpid(), procs=procs, statsd_port=run.statsd_port)
         if self.on_threads and sdk.fits_a_thread(run):
             return ThreadWork(run, place, self.zygote, self._wake)
         return ProcessWork(run, place, self.zygote)

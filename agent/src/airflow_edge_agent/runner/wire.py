@@ -26,6 +26,8 @@ Kind: TypeAlias = Literal["task", "callback", "connection_test"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_LAST_PORT = 65_535
+
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -136,6 +138,8 @@ class Run:
     patience_seconds: float = 0.0
     """How long the job may wait for an agent that is away; 0: as long as Airflow waits for a heartbeat."""
     limits: Limits = field(default_factory=Limits)
+    statsd_port: int | None = None
+    """Where on the loopback address the agent takes the metrics of tasks; ``None``: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +279,7 @@ def decode_command(line: bytes) -> Command:
                 if "patience_seconds" in data
                 else 0.0,
                 limits=_limits(data.get("limits")),
+                statsd_port=_port(data),
             )
         case "signal":
             number = data.get("signal")
@@ -402,6 +407,13 @@ def _versions(data: object) -> Versions:
         task_sdk=_typed(values, "task_sdk", str),
         airflow=_optional(values, "airflow", str),
     )
+
+
+def _port(data: dict[str, Any]) -> int | None:
+    port: int | None = _optional(data, "statsd_port", int)
+    if port is not None and not 0 < port <= _LAST_PORT:
+        raise WireError("statsd_port: no port")
+    return port
 
 
 def _limits(data: object) -> Limits:

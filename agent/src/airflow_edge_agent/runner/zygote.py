@@ -95,7 +95,13 @@ class Zygote:
         return not self.alive
 
     def _fork(self, kind: str, place: child.Place, descriptors: list[int]) -> int:
-        request = {"kind": kind, "folder": str(place.folder), "runner": place.runner, "procs": place.procs}
+        request = {
+            "kind": kind,
+            "folder": str(place.folder),
+            "runner": place.runner,
+            "procs": place.procs,
+            "statsd_port": place.statsd_port,
+        }
         status_from, status_to = os.pipe()
         try:
             with self.lock:
@@ -181,7 +187,9 @@ def _forget_runner(keep: set[int]) -> None:
 
 def _be_child(request: bytes, descriptors: list[int], body: child.Body, task_main: TaskMain) -> NoReturn:
     told = json.loads(request)
-    place = child.Place(folder=Path(told["folder"]), runner=told["runner"], procs=told["procs"])
+    place = child.Place(
+        folder=Path(told["folder"]), runner=told["runner"], procs=told["procs"], statsd_port=told["statsd_port"]
+    )
     status, *rest = descriptors
     if told["kind"] == "job":
         child.be_job(place, status=status, source=rest[0], report_to=rest[1], body=body)

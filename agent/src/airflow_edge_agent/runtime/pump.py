@@ -36,7 +36,7 @@ from airflow_edge_agent.core.events import (
 from airflow_edge_agent.core.maintenance import MaintenanceMemory
 from airflow_edge_agent.ports import JobStore, MaintenanceStore, Runner, RunnerError, StoreError
 from airflow_edge_agent.protocol.codec import pack_log
-from airflow_edge_agent.protocol.frames import Log, Offer
+from airflow_edge_agent.protocol.frames import Goodbye, Log, Offer
 from airflow_edge_agent.protocol.jobs import Outcome
 from airflow_edge_agent.protocol.limits import JobLimits
 from airflow_edge_agent.runtime.outbox import Outbox
@@ -86,6 +86,8 @@ class Pump:
         self.maintenance_changed = asyncio.Event()
         self.before_forget: list[Callable[[ForgetJob], None]] = []
         """Called when the files of a job are about to go."""
+        self.before_goodbye: Callable[[], None] = lambda: None
+        """Called when the last frame is about to be said."""
         self.access: Callable[[str], tuple[str, Path, str]] | None = None
         """Returns URL, socket and secret with which a job reaches the Execution API through us."""
         self._maintenance = maintenance
@@ -123,6 +125,8 @@ class Pump:
         match instruction:
             case Send(frame):
                 if self.core.connected:
+                    if isinstance(frame, Goodbye):
+                        self.before_goodbye()
                     self.outbox.put(frame)
             case StartJob(offer, limits):
                 self._spawn(self._start(offer, limits))

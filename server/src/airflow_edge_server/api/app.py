@@ -32,6 +32,7 @@ from airflow_edge_server.api.listener import Listener
 from airflow_edge_server.api.relay import TOKEN_SECONDS, Relay, Sign
 from airflow_edge_server.api.service import Service
 from airflow_edge_server.api.stopping import StopNotice
+from airflow_edge_server.api.task_metrics import TaskMetricsRelay
 from airflow_edge_server.handover import LogHandOver
 from airflow_edge_server.store.db import schema_problem
 from airflow_edge_server.store.dispatch import Mint
@@ -98,6 +99,8 @@ def create_app(
     body_seconds: float = BODY_SECONDS,
     execution: ASGIApp | None = None,
     sign: Sign = _sign,
+    stats: Callable[[], Any] = compat.stats,
+    start_stats: Callable[[], object] = compat.start_stats,
 ) -> FastAPI:
     """Build the app.
 
@@ -109,6 +112,8 @@ def create_app(
     :param admin: whether there is an admin API. It needs Airflow's auth manager.
     :param execution: the Execution API to which calls of jobs are relayed; Airflow's own, unless given.
     :param sign: makes its tokens.
+    :param stats: returns Airflow's metrics, for those of tasks.
+    :param start_stats: makes this process tell metrics, if those of tasks are relayed.
     :raises airflow.exceptions.AirflowConfigException: when the configuration is not valid.
     """
     settings = settings or config.load()
@@ -126,7 +131,12 @@ def create_app(
         pace=pace,
     )
     service = Service(
-        settings, sessions, server_version=__version__, airflow_version=compat.airflow_version(), presence=presence
+        settings,
+        sessions,
+        server_version=__version__,
+        airflow_version=compat.airflow_version(),
+        presence=presence,
+        task_metrics=TaskMetricsRelay(stats) if settings.relay_task_metrics else None,
     )
     exchange = Exchange(
         service, hub, threads, longest_wait_seconds=settings.heartbeat_seconds, body_seconds=body_seconds
@@ -152,6 +162,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         on_start()
+        if settings.relay_task_metrics:
+            start_stats()
         await readiness.problem()
         notice = StopNotice(hub.stop_lines)
         notice.install()

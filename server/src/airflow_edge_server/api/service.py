@@ -32,11 +32,13 @@ from airflow_edge_agent.protocol.frames import (
     ServerFrame,
     Started,
     Status,
+    TaskMetrics,
     UnknownFrame,
     Welcome,
 )
 from airflow_edge_server import plainly
 from airflow_edge_server.api.auth import Caller, possesses
+from airflow_edge_server.api.task_metrics import TaskMetricsRelay
 from airflow_edge_server.config import Settings
 from airflow_edge_server.domain.enrolment import Machine
 from airflow_edge_server.store import agents
@@ -117,6 +119,7 @@ class Service:
 
     :param sessions: opens sessions on the metadata database.
     :param airflow_version: for the welcome.
+    :param task_metrics: takes the metrics of tasks; ``None``: nobody does.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class Service:
         airflow_version: str,
         presence: Presence | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        task_metrics: TaskMetricsRelay | None = None,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -135,6 +139,7 @@ class Service:
         self._airflow_version = airflow_version
         self._presence = Presence() if presence is None else presence
         self._clock = clock
+        self._task_metrics = task_metrics
         self._told: dict[tuple[str, str], float] = {}
 
     def handle(self, caller: Caller, batch: Batch, over: str | None = None) -> Answer:
@@ -224,19 +229,24 @@ class Service:
         unknown, frames = self._decode(agent_name, batch.frames)
         if frames and isinstance(frames[0], Close):
             return Answer(batch.session_id, [frames[0]])
-        given: list[AgentFrame] = [frame for frame in frames if not isinstance(frame, Close)]
+        # Told, not stored: they must not be a part of a transaction, which may be repeated.
+        metrics = [frame for frame in frames if isinstance(frame, TaskMetrics)]
+        given: list[AgentFrame] = [frame for frame in frames if not isinstance(frame, Close | TaskMetrics)]
         signs = [frame for frame in given if isinstance(frame, Status | Heartbeat)]
         answer = None
         if batch.session_id is not None and len(signs) == len(given):
             if way.carrier == "http":
                 answer = self._hear_of(agent_name, batch.session_id, signs, poll=poll)
             else:
-                answer = self._hears(agent_name, batch.session_id, ([], frames), known)
+                answer = self._hears(agent_name, batch.session_id, ([], list(given)), known)
         if answer is None:
             answer = write(
                 self._sessions,
                 lambda session: self._act(session, caller, batch.session_id, given, poll=poll, way=way),
             )
+        if self._task_metrics is not None and not any(isinstance(frame, Close) for frame in answer.frames):
+            for told in metrics:
+                self._task_metrics.tell(agent_name, told)
         answer.settled = [frame.job_id for frame in given if isinstance(frame, _SETTLES)]
         answer.frames.extend(unknown)
         answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
@@ -456,6 +466,7 @@ class Service:
             controls=opened.controls,
             granted_queues=granted,
             team=team,
+            task_metrics=self._task_metrics is not None,
         )
         answer.session_id = opened.session_id
         answer.frames = [welcome, *opened.reconciled]

@@ -23,16 +23,14 @@ MIN_FREE_INODES = 5_000
 CONTROLLERS = ("cpu", "memory", "pids", "io")
 SECONDS = 10
 
+_FIND_STATSD = "import importlib.util, sys; sys.exit(importlib.util.find_spec('statsd') is None)"
+
 
 def runtime(scene: Scene) -> Iterator[Check]:
     """Load the task runtime as tasks do, and compare it with the server."""
     settings = scene.loaded.settings
     python = settings.runner.python
-    # Never as root: what is installed there may be the task user's own.
-    identity: dict[str, Any] = {}
-    if os.geteuid() == 0 and (user := _task_user()) is not None:
-        identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    found, problem = RuntimeWatch(python, task_environment(settings), identity=identity).check(prove=True)
+    found, problem = RuntimeWatch(python, task_environment(settings), identity=_identity()).check(prove=True)
     if problem is not None:
         yield Check("task runtime", "fail", problem, "install airflow-edge-runtime, or set runner.python")
     else:
@@ -40,6 +38,29 @@ def runtime(scene: Scene) -> Iterator[Check]:
     server = scene.status.get("airflow_version")
     if server is not None and (mismatch := runtime_mismatch(**{"airflow": None, **found}, server=server)) is not None:
         yield Check("versions", "warn", mismatch, "install the Task SDK of the server's Airflow in the task runtime")
+
+
+def task_metrics(scene: Scene) -> Iterator[Check]:
+    """Look whether the task runtime can tell metrics, if they are to be relayed."""
+    settings = scene.loaded.settings
+    if not settings.metrics.relay_statsd:
+        return
+    try:
+        found = subprocess.run(  # noqa: S603 -- the Python is the operator's choice
+            [str(settings.runner.python), "-I", "-c", _FIND_STATSD],
+            **_identity(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return  # the check of the runtime says more
+    if found.returncode == 0:
+        yield Check("metrics of tasks", "ok", "the task runtime has the package statsd")
+    else:
+        yield Check("metrics of tasks", "warn", "relay_statsd is on, but the task runtime lacks the package statsd",
+                    "edgectl runtime install statsd; in an environment of your own, use its pip")  # fmt: skip
 
 
 def bundles(scene: Scene) -> Iterator[Check]:
@@ -61,6 +82,13 @@ def bundles(scene: Scene) -> Iterator[Check]:
         else:
             yield Check("bundles", "fail", f"{name}: {barrier} cannot be read by {who}",
                         f"give it read and search permission there, e.g. chmod o+rX {barrier}")  # fmt: skip
+
+
+def _identity() -> dict[str, Any]:
+    """Say as whom the task runtime is run. Never as root: what is installed there may be the task user's own."""
+    if os.geteuid() == 0 and (user := _task_user()) is not None:
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    return {}
 
 
 def _task_user() -> pwd.struct_passwd | None:
@@ -182,4 +210,4 @@ def _unit_property(unit: str, name: str) -> str:
     return done.stdout.strip()
 
 
-CHECKS = (runtime, bundles, cgroups, disk, journal)
+CHECKS = (runtime, task_metrics, bundles, cgroups, disk, journal)
