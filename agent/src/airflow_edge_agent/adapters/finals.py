@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from airflow_edge_agent.adapters.files import write_atomically
 from airflow_edge_agent.ports import MAX_FINAL_BYTES, FinalState
 from airflow_edge_agent.protocol.relay import REQUEST_HEADERS
 
@@ -50,17 +50,7 @@ def write_final(path: Path, final: FinalState) -> None:
         "body": base64.b64encode(final.body).decode("ascii"),
         "at": final.at,
     }
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_atomically(path, json.dumps(content))
     # Of a file whose name is lost, nothing is left; nor of one in a folder whose name is.
     for folder in (path.parent, path.parent.parent):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
