@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import time
@@ -202,6 +203,23 @@ async def test_what_is_no_batch_ends_the_connection(dial: MakeChannelAgent, mess
     assert agent.socket is not None
     await agent.socket.send(message)
     assert await agent.closed() == code
+
+
+async def test_frames_with_anything_in_their_fields_do_not_end_the_connection(
+    database: Database, dial: MakeChannelAgent
+) -> None:
+    agent = dial()
+    await agent.open()
+    await agent.ready()
+    assert agent.socket is not None
+    anything: tuple[object, ...] = (True, 7, None, [], {"a": [1]}, "text")
+    for odd in anything:
+        for kind in ("log", "status", "heartbeat", "accept", "refuse", "started", "result", odd):
+            frame = {"type": kind, "data": odd, "job_id": odd, "fence": odd, "offset": odd}
+            batch = {"session_id": agent.session_id, "frames": [frame]}
+            await agent.socket.send(json.dumps(batch))
+    job_id = database.add_job()
+    assert (await agent.take_one(start=True)).job_id == job_id
 
 
 async def test_a_connection_that_says_nothing_is_closed(

@@ -54,7 +54,8 @@ class Together:
 
         :raises sqlalchemy.exc.DBAPIError: when the database fails.
         """
-        size = sum(len(frame.get("data", "")) for frame in batch.frames)
+        # As it came, so not yet known to be a text.
+        size = sum(len(data) for frame in batch.frames if isinstance(data := frame.get("data"), str))
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(caller, batch, known, size, answer))
         if len(self._workers) < AT_ONCE:
