@@ -9,9 +9,7 @@ import logging
 
 from airflow.cli.cli_config import (
     ARG_OUTPUT,
-    ARG_SSL_CA_FILE,
     ARG_SSL_CERT,
-    ARG_SSL_CERT_REQS,
     ARG_SSL_KEY,
     ARG_VERBOSE,
     ActionCommand,
@@ -20,6 +18,7 @@ from airflow.cli.cli_config import (
     lazy_load_command,
     positive_int,
 )
+from airflow.configuration import conf
 
 # Airflow 3.2 shows what Alembic says when it is imported on standard output, before a command can prevent it, and
 # there the commands' JSON is to go.
@@ -261,8 +260,19 @@ def _serving() -> ActionCommand:
             ),
             ARG_SSL_CERT,
             ARG_SSL_KEY,
-            ARG_SSL_CA_FILE,
-            ARG_SSL_CERT_REQS,
+            # As those of Airflow 3.3's api-server; 3.2 has none.
+            Arg(
+                ("--ssl-ca-file",),
+                metavar="PATH",
+                help="Authorities whose certificates clients may show. Default: [api] ssl_ca_file.",
+                default=conf.get("api", "ssl_ca_file", fallback=None),
+            ),
+            Arg(
+                ("--ssl-cert-reqs",),
+                help="Whether clients have to show a certificate. Default: [api] ssl_cert_reqs, else none.",
+                choices=("none", "optional", "required"),
+                default=conf.get("api", "ssl_cert_reqs", fallback="none"),
+            ),
             ARG_VERBOSE,
         ),
     )
