@@ -35,12 +35,16 @@ _NAME = Arg(
 )
 _QUEUES = Arg(
     ("--queues",),
-    help="Queues that the agent may serve, separated by commas; '*' for every one. Default: [operators] default_queue.",
+    help="Queues that the agent may serve, separated by commas; '*' for every one. Default: operators.default_queue of "
+    "airflow.cfg.",
 )
 _TEAM = Arg(("--team",), help="Team whose jobs the agent gets. Default: jobs of no team.")
 _USES = Arg(("--uses",), help="How many times the join token may be used. Default: 1.", type=int, default=1)
 _EXPIRES = Arg(("--expires",), help="How long the join token may be used: 90s, 30m, 2h, 1d. Default: 1h.", default="1h")
-_SERVER_URL = Arg(("--server-url",), help="Airflow's address as the new machine reaches it. Default: [api] base_url.")
+_SERVER_URL = Arg(
+    ("--server-url",),
+    help="Airflow's address as the new machine reaches it. Default: api.base_url of airflow.cfg.",
+)
 _PLATFORM = Arg(
     ("--platform",),
     help="Show all commands for a machine with these packages. Default: only those that all have in common.",
@@ -264,12 +268,12 @@ def _serving() -> ActionCommand:
             Arg(
                 ("--ssl-ca-file",),
                 metavar="PATH",
-                help="Authorities whose certificates clients may show. Default: [api] ssl_ca_file.",
+                help="Authorities whose certificates clients may show. Default: api.ssl_ca_file of airflow.cfg.",
                 default=conf.get("api", "ssl_ca_file", fallback=None),
             ),
             Arg(
                 ("--ssl-cert-reqs",),
-                help="Whether clients have to show a certificate. Default: [api] ssl_cert_reqs, else none.",
+                help="Whether clients have to show a certificate. Default: api.ssl_cert_reqs of airflow.cfg, or none.",
                 choices=("none", "optional", "required"),
                 default=conf.get("api", "ssl_cert_reqs", fallback="none"),
             ),
