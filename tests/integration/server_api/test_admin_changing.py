@@ -127,7 +127,7 @@ async def test_a_drained_agent_is_offered_nothing(op: httpx.AsyncClient, agent: 
     job_id = database.add_job()
     assert await agent.poll(wait=0.3, controls=told.revision) == []
     jobs = (await op.get("/v1/admin/jobs")).json()["items"]
-    assert jobs[0]["why"] == "1 agent serves it, with a problem"
+    assert jobs[0]["why"] == "1 agent serves it, drained"
     await post(op, f"/agents/{agent.name}/drain", on=False)
     frames: list[AnyFrame] = []
     async with asyncio.timeout(20):
