@@ -7,6 +7,7 @@ exceptions into the ones below: here it is decided, once, what can be waited out
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -266,6 +267,9 @@ class StoreError(Exception):
 
 MAX_FINAL_BYTES = 16 * 1024 * 1024
 """Most bytes of the body of a final state that is kept on disk."""
+
+FINAL_TARGET = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?[!-~]{0,1000})?")
+"""The call by which a task tells its final state, as a path below the Execution API; its method is PATCH."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from airflow_edge_agent.adapters.files import write_atomically
+from airflow_edge_agent.adapters.files import sync_folder, write_atomically
 from airflow_edge_agent.adapters.keys import KEY_BYTES, new_private_key, public_key, sign
 from airflow_edge_agent.protocol.enrolment import PROOF_SECONDS, REALM, possession_message, proof_message
 from airflow_edge_agent.protocol.frames import KeyStored, NewKey
@@ -79,11 +79,7 @@ def write_credential(path: Path, credential: Credential) -> None:
     """
     write_atomically(path, credential.text())
     # The server forgets the one before as soon as this one is used: a power cut must not bring that one back.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def possession(private_key: bytes, subject: str) -> tuple[str, str]:

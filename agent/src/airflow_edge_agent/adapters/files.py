@@ -59,6 +59,18 @@ def write_atomically(path: Path, content: str) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a crash of the host.
+
+    :raises OSError: it cannot be done.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def agent_identity(state_dir: Path) -> str:
     """Return the identity of this state directory, making one the first time.
 

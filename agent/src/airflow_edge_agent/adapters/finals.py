@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from airflow_edge_agent.adapters.files import write_atomically
-from airflow_edge_agent.ports import MAX_FINAL_BYTES, FinalState
+from airflow_edge_agent.adapters.files import sync_folder, write_atomically
+from airflow_edge_agent.ports import FINAL_TARGET, MAX_FINAL_BYTES, FinalState
 from airflow_edge_agent.protocol.relay import REQUEST_HEADERS
 
 FINAL_FILE = "final.json"
 
 MOST_FILE_BYTES = MAX_FINAL_BYTES // 3 * 4 + 64 * 1024
 """Most bytes of such a file: a body in base64, and what is around it."""
-
-FINAL_TARGET = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?[!-~]{0,1000})?")
-"""The call, as a path below the Execution API."""
 
 _Text = Annotated[str, Field(max_length=8_192, pattern=r"^[ -~]*$")]
 
@@ -53,11 +48,7 @@ def write_final(path: Path, final: FinalState) -> None:
     write_atomically(path, json.dumps(content))
     # Of a file whose name is lost, nothing is left; nor of one in a folder whose name is.
     for folder in (path.parent, path.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
 
 def read_final(content: bytes) -> FinalState | None:

@@ -21,7 +21,7 @@ import httpx
 from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.credential import Credential, is_ours, possession
 from airflow_edge_agent.adapters.faults import status_fault
-from airflow_edge_agent.adapters.files import agent_identity, boot_identity
+from airflow_edge_agent.adapters.files import agent_identity, boot_identity, sync_folder
 from airflow_edge_agent.adapters.http import translate
 from airflow_edge_agent.adapters.keys import KEY_BYTES, KeyFault, new_private_key
 from airflow_edge_agent.adapters.network import proxy_for
@@ -341,11 +341,7 @@ def _write(path: Path, content: str, *, mode: int, owner: tuple[int, int] | None
             os.fsync(file.fileno())
         Path(temporary).replace(path)
         # A power cut must not bring back what was there before: the server may know the new key only.
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()

@@ -16,7 +16,7 @@ import structlog
 
 from airflow_edge_agent.core.events import JobHeard
 from airflow_edge_agent.core.jobs import AgentJob, Phase
-from airflow_edge_agent.ports import ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
+from airflow_edge_agent.ports import FINAL_TARGET, ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
 from airflow_edge_agent.runtime.finals import FinalStates, accepted, is_long, whole
 from airflow_edge_agent.runtime.pump import Pump
 
@@ -41,7 +41,6 @@ _SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
 _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
 _START = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/run(\?|$)")
-_STATE = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?[!-~]{0,1000})?")
 _FAILED = 424
 """What a call is answered that fails at once: a status that the Task SDK takes for an error and does not try again."""
 
@@ -120,7 +119,7 @@ class Relay:
         return job if job is not None and job.phase in _WORKS else None
 
     async def _answer(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
-        final = call.method == "PATCH" and _STATE.fullmatch(call.target) is not None
+        final = call.method == "PATCH" and FINAL_TARGET.fullmatch(call.target) is not None
         if final and not is_long(call):
             call = await whole(call)
         attempts = 0
