@@ -182,7 +182,7 @@ test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian
 
 .PHONY: test-containers
 test-containers: .compat/containers/ready ## Check compose.yaml and the Helm chart with Helm itself and Kubernetes' schemas
-	@.compat/containers/bin/python -m pytest -p no:cacheprovider --confcutdir tests/containers tests/containers $(ARGS)
+	@.compat/containers/bin/python -m pytest --confcutdir tests/containers tests/containers $(ARGS)
 
 .PHONY: clean
 clean: ## Remove everything that these targets have made
