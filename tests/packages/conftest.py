@@ -17,6 +17,7 @@ import pytest
 from edgepack import repository
 from harness.postgres import Postgres
 from harness.processes import Keeper
+from harness.signing import gnupg_home
 from harness.site import AirflowSite
 from machine import nspawn
 from machine.fixtures import CACHE, ENVIRONMENT, keeper, need
@@ -86,31 +87,14 @@ def build(*arguments: str, source: Path = SOURCE, umask: int = -1) -> None:
 @pytest.fixture(scope="session")
 def repository_layer(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder for the top of a machine: both releases in repositories signed with a throw-away key."""
-    home = tmp_path_factory.mktemp("gnupg")
-    home.chmod(0o700)
     layer = tmp_path_factory.mktemp("layer")
     layer.chmod(0o755)
     packages = tmp_path_factory.mktemp("all")
     for path in (*built.first.iterdir(), *built.second.iterdir()):
         shutil.copyfile(path, packages / path.name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GNUPGHOME", str(home))
-        quick = [
-            "gpg",
-            "--batch",
-            "--quiet",
-            "--passphrase",
-            "",
-            "--quick-generate-key",
-            KEY,
-            "ed25519",
-            "sign",
-            "never",
-        ]
-        subprocess.run(quick, check=True, capture_output=True)
+    with gnupg_home(tmp_path_factory.mktemp("keys") / "gnupg", KEY):
         repository.make(packages, layer / "srv/repository", KEY)
         yield layer
-        subprocess.run(["gpgconf", "--kill", "all"], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")

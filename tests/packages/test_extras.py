@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from edgepack import bundle
 from harness.processes import Keeper
+from harness.signing import gnupg_home
 from harness.wheels import wheel
 from machine.image import BOOKWORM, SOURCE, Images
 from machine.nspawn import NspawnMachine
@@ -27,22 +27,16 @@ def alone(
     request: pytest.FixtureRequest, images: Images, keeper: Keeper, built: Built, tmp_path: Path
 ) -> Iterator[DebianMachine]:
     """Return a machine with nothing but a bundle of each release, unpacked, and two wheels."""
-    home = tmp_path / "gnupg"
-    home.mkdir(mode=0o700)
 
     def prepare(top: Path) -> None:
         furnish(top)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("GNUPGHOME", str(home))
-            quick = ["gpg", "--batch", "--quiet", "--passphrase", "", "--quick-generate-key", KEY, "ed25519", "sign"]
-            subprocess.run([*quick, "never"], check=True, capture_output=True)
+        with gnupg_home(tmp_path / "gnupg", KEY):
             for number, packages in (("1", built.first), ("2", built.second)):
                 file = tmp_path / f"{number}-bundle.tar"
                 bundle.make(packages, file, KEY, installer=SOURCE / "packaging/bundle/install.sh", epoch=0)
                 with tarfile.open(file) as archive:
                     archive.extractall(top / "srv", filter="data")
                 file.unlink()
-            subprocess.run(["gpgconf", "--kill", "all"], check=False, capture_output=True)
         wheel(top / "srv/wheels", "site-provider", "1.0", "apache-airflow-task-sdk>=1.1", "site-helper")
         wheel(top / "srv/wheels", "site-helper", "0.1")
         wheel(top / "srv/wheels", "of-another-time", "1.0", "apache-airflow-task-sdk<1")

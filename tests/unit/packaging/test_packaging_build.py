@@ -18,6 +18,7 @@ from edgepack.faults import BuildError
 from edgepack.lock import Lock, Pins
 from edgepack.stage import Stage
 from edgepack.target import Target
+from harness.signing import gnupg_home
 
 ROOT = Path(__file__).parents[3]
 HERE = Target.parse(f"3.{sys.version_info.minor}", "amd64")
@@ -185,11 +186,9 @@ def test_the_time_of_the_source_can_be_given(monkeypatch: pytest.MonkeyPatch) ->
         source_date(ROOT)
 
 
-def test_a_repository_needs_packages_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_needs_packages_and_a_key(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="make packages"):
         repository.make(tmp_path, tmp_path / "out", "nobody")
     (tmp_path / "x.deb").touch()
-    monkeypatch.setenv("GNUPGHOME", str(tmp_path))
-    tmp_path.chmod(0o700)
-    with pytest.raises(BuildError, match="no secret key for 'nobody'"):
+    with gnupg_home(tmp_path / "gnupg"), pytest.raises(BuildError, match="no secret key for 'nobody'"):
         repository.make(tmp_path, tmp_path / "out", "nobody")

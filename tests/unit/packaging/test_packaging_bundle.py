@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgepack import bundle, repository
+from harness.signing import gnupg_home
 
 INSTALLER = Path(__file__).parents[3] / "packaging/bundle/install.sh"
 KEY = "test@airflow-edge-agent.invalid"
@@ -20,24 +21,19 @@ pytestmark = pytest.mark.skipif(not shutil.which("gpg"), reason="no gpg here")
 
 
 @pytest.fixture
-def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a bundle of stand-ins for packages, unpacked."""
-    home = tmp_path / "gnupg"
-    home.mkdir(mode=0o700)
-    monkeypatch.setenv("GNUPGHOME", str(home))
-    quick = ["gpg", "--batch", "--quiet", "--passphrase", "", "--quick-generate-key", KEY, "ed25519", "sign", "never"]
-    subprocess.run(quick, check=True, capture_output=True)
+def unpacked(tmp_path: Path) -> Iterator[Path]:
+    """Return a bundle of stand-ins for packages, unpacked; its key is there to sign others."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for name in ("airflow-edge-agent_1-1", "airflow-edge-agent_1-10", "airflow-edge-runtime_2-1"):
         for python in ("py311", "py399"):
             (packages / f"{name}.{python}_amd64.deb").write_text(name)
-    made = bundle.make(packages, tmp_path / "b-bundle.tar", KEY, installer=INSTALLER, epoch=7)
-    with tarfile.open(made) as archive:
-        assert {entry.mtime for entry in archive} == {7}
-        archive.extractall(tmp_path, filter="data")
-    subprocess.run(["gpgconf", "--kill", "all"], check=False, capture_output=True)
-    return tmp_path / "b-bundle"
+    with gnupg_home(tmp_path / "gnupg", KEY):
+        made = bundle.make(packages, tmp_path / "b-bundle.tar", KEY, installer=INSTALLER, epoch=7)
+        with tarfile.open(made) as archive:
+            assert {entry.mtime for entry in archive} == {7}
+            archive.extractall(tmp_path, filter="data")
+        yield tmp_path / "b-bundle"
 
 
 @pytest.fixture
