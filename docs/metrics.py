@@ -49,8 +49,9 @@ TRACES = """
 With `[traces] otel_on`, the scheduler that sees the end of a job tells a span `edge_agent.job`, from the queue to the
 end, as a child of the task instance's, with events `offered`, `accepted` and `started`, and attributes
 `edge_agent.job_id`, `queue`, `agent`, `outcome`, `offers` and `exit_code`. Lines of the agent's log about a job have
-the fields `trace_id` and `span_id` (in the journal `AIRFLOW_TRACE_ID` and `AIRFLOW_SPAN_ID`); those of the agent API
-about a job that was refused, could not be offered or started, or came back, end with both.
+the fields `trace_id` and `span_id` (in the journal `AIRFLOW_TRACE_ID` and `AIRFLOW_SPAN_ID`); those of the
+scheduler and the agent API about a job that goes back to its queue or to its agent, is lost or has failed, end with
+both.
 """
 
 AGENT = f"""

@@ -23,6 +23,7 @@ from airflow_edge_server.store import queue
 from airflow_edge_server.store.db import schema_problem
 from airflow_edge_server.store.logs import find_jobs, job_lines, log_key
 from airflow_edge_server.store.models import EdgeAgentJob
+from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import airflow_sessions, read, write
 from airflow_edge_server.store.wakeup import Topic, announce
 from airflow_edge_server.usage import emit_usage
@@ -327,7 +328,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
             self.success(key)
             return
         why = reason(job.agent_name, job.outcome, job.exit_code, job.detail)
-        self.log.warning("Job %s of %s failed: %s", job.id, key, why)
+        self.log.warning("Job %s of %s failed: %s%s", job.id, key, why, traced(job.workload))
         self.fail(key, why)
 
     def _report_running_callbacks(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_edge_server import compat, config, plainly
 from airflow_edge_server.store import agents, controls, enrolment, purge, queue
+from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import airflow_sessions, read, write
 from airflow_edge_server.telemetry import FleetMetrics
 
@@ -100,15 +101,17 @@ class Housekeeping:
             ),
         ):
             log.warning(
-                "Job %s is taken away from agent %s, which is gone: %s",
+                "Job %s is taken away from agent %s, which is gone: %s%s",
                 lost.id,
                 lost.agent_name,
                 "queued again" if lost.requeued else "lost",
+                traced(lost.workload),
             )
 
     def _end_jobs_of_revoked_agents(self) -> None:
         for lost in write(airflow_sessions, lambda session: queue.end_revoked(session, after_seconds=REVOKED_SECONDS)):
-            log.warning("Job %s is taken away from agent %s, which was revoked", lost.id, lost.agent_name)
+            name, trace = lost.agent_name, traced(lost.workload)
+            log.warning("Job %s is taken away from agent %s, which was revoked%s", lost.id, name, trace)
 
     def _revoke_stale_jobs(self) -> None:
         self._stale_after, revoked = write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -60,6 +61,24 @@ def a_lost_job_fails_its_task_with_the_reason() -> None:
     assert scenes.ti_state(ti_id) == "failed"
     assert "edge agent a1: lost: host rebooted" in scenes.log_messages()
     assert not edge.running
+
+
+def lines_about_lost_jobs_name_their_traces() -> None:
+    edge = scenes.executor()
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    (ti_id,) = scenes.dag_run()
+    scenes.set_ti(ti_id, context_carrier={"traceparent": f"00-{trace}-{span}-01"})
+    scenes.queue(edge, [ti_id])
+    scenes.set_ti(ti_id, state="running")
+    job_id = scenes.job_of(ti_id).id
+    scenes.agent("a1", state="unknown", silent_seconds=400)
+    scenes.start(job_id)
+    with scenes.lines() as lines:
+        scenes.sweep(edge)
+        edge.sync()
+    about = [line for line in lines if f"Job {job_id} " in line]
+    assert [re.sub(r".* (taken away|failed)[: ].*", r"\1", line) for line in about] == ["taken away", "failed"], lines
+    assert all(line.endswith(f" [trace_id={trace} span_id={span}]") for line in about), about
 
 
 def a_task_with_retries_is_retried() -> None:

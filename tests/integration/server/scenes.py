@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.session import create_session
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import delete, select, update
+from structlog.testing import capture_logs
 
 from airflow_edge_server.executor import EdgeExecutor
 from airflow_edge_server.store.models import (
@@ -273,3 +275,22 @@ def events(edge: EdgeExecutor) -> list[tuple[str, Any]]:
 def log_messages() -> str:
     with db() as session:
         return "\n".join(str(extra) for extra in session.scalars(select(Log.extra)))
+
+
+@contextmanager
+def lines() -> Iterator[list[str]]:
+    """Collect what is logged meanwhile, by us and by Airflow's own loggers, which are others."""
+    found: list[str] = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    collecting, ours = Collecting(), logging.getLogger("airflow_edge_server")
+    ours.addHandler(collecting)
+    try:
+        with capture_logs() as entries:
+            yield found
+        found += [str(entry["event"]) for entry in entries]
+    finally:
+        ours.removeHandler(collecting)

@@ -7,12 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from airflow.exceptions import AirflowConfigException
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -137,6 +140,34 @@ async def test_a_flood_on_a_websocket_counts_for_the_agent_and_not_for_the_conne
         with pytest.raises(InvalidStatus) as refused:
             await connect(f"{server.url.replace('http', 'ws')}/v1/channel", additional_headers=WRONG, proxy=None)
         assert refused.value.response.status_code == 401
+
+
+async def test_refused_handshakes_are_no_faults_of_the_server(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mute(socket: WebSocket) -> None:
+        # Ends without an answer to the handshake: that is a fault, and has to be told.
+        await socket.receive()
+
+    settings = replace(SETTINGS, agent_connections=0)
+    async with served(build_app(database, settings=settings)) as server:
+        client: Any = None
+        agent = ChannelAgent(client, "factory", database.credential("factory"), url=server.url)
+        url = f"{server.url.replace('http', 'ws')}/v1/channel"
+        codes = []
+        for dialled in (lambda: connect(url, additional_headers=WRONG, proxy=None), agent.dial):
+            with pytest.raises(InvalidStatus) as refused:
+                await dialled()
+            codes.append(refused.value.response.status_code)
+        server.app.router.routes.insert(0, WebSocketRoute("/mute", mute))
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"{server.url.replace('http', 'ws')}/mute", proxy=None)
+        codes.append(refused.value.response.status_code)
+    assert codes == [401, 429, 500]
+    told = [
+        record.getMessage() for record in caplog.records if record.name == "uvicorn.error" and record.levelno > INFO
+    ]
+    assert told == ["ASGI callable returned without completing handshake."], "of the handshake that nobody answered"
 
 
 async def test_agents_behind_one_address_may_stay_connected_all_at_once(database: Database) -> None:

@@ -124,7 +124,7 @@ def test_all_that_is_described_is_emitted_and_dashboard_and_alerts_use_nothing_e
     read(database.open, FleetMetrics(backend).emit)
     usage = dict.fromkeys(("wall_seconds", "cpu_seconds", "peak_memory_bytes", "io_read_bytes", "io_write_bytes"), 1)
     place = ("dag", "task", "run", -1)
-    emit_usage(backend, EndedJob("j", "task", "t", 1, "press", "finished", 0, None, place, "plant", usage))
+    emit_usage(backend, EndedJob("j", "task", "t", 1, "press", "finished", 0, None, place, "plant", usage, None))
     TaskMetricsRelay(lambda: backend).tell("press", TaskMetrics(metrics=[], dropped=1))
     assert backend.tags == {f"{PREFIX}{name}": set(metric.tags) for name, metric in METRICS.items()}
 

@@ -346,7 +346,7 @@ def label_of(job: EdgeAgentJob) -> str:
 
 
 def _end_undeliverable(session: Session, job: EdgeAgentJob, detail: str, now: datetime) -> None:
-    log.error("Job %s (%s) cannot be offered: %s.%s", job.id, label_of(job), detail, traced(job))
+    log.error("Job %s (%s) cannot be offered: %s.%s", job.id, label_of(job), detail, traced(job.workload))
     _compare_and_set(
         session,
         job,
@@ -446,7 +446,7 @@ def return_accepted(session: Session, agent_names: Sequence[str]) -> int:
     """Return accepted jobs of agents that are gone to their queues, if nothing of them has run; return how many."""
     job, ti = EdgeAgentJob, TaskInstance
     rows = session.execute(
-        select(job.id, job.fence, job.agent_name)
+        select(job.id, job.fence, job.agent_name, job.workload)
         .join(ti, same_task(session))
         .where(
             job.agent_name.in_(agent_names),
@@ -460,7 +460,7 @@ def return_accepted(session: Session, agent_names: Sequence[str]) -> int:
         )
     ).all()
     count = 0
-    for row in sorted(rows):
+    for row in sorted(rows, key=lambda row: row.id):
         statement = update(job).where(job.id == row.id, job.state == JobState.ACCEPTED, job.fence == row.fence)
         values = {
             "state": next_job_state(JobState.ACCEPTED, JobEvent.RETURN),
@@ -469,7 +469,12 @@ def return_accepted(session: Session, agent_names: Sequence[str]) -> int:
             "offered_at": None,
         }
         count += changed(session.execute(statement.values(**values).execution_options(synchronize_session=False)))
-        log.warning("Job %s goes back to its queue: agent %s is gone and never started it.", row.id, row.agent_name)
+        log.warning(
+            "Job %s goes back to its queue: agent %s is gone and never started it.%s",
+            row.id,
+            row.agent_name,
+            traced(row.workload),
+        )
     return count
 
 
@@ -480,7 +485,11 @@ def sweep(sessions: Sessions, *, now: datetime) -> int:
         and_(job.state == JobState.OFFERED, or_(job.lease_until < now, job.cancel_reason.is_not(None))),
         and_(job.state == JobState.QUEUED, job.cancel_reason.is_not(None)),
     )
-    query = select(job.id, job.state, job.fence, job.agent_name, job.cancel_reason).where(due).limit(MAX_CANDIDATES)
+    query = (
+        select(job.id, job.state, job.fence, job.agent_name, job.cancel_reason, job.workload)
+        .where(due)
+        .limit(MAX_CANDIDATES)
+    )
     found = read(sessions, lambda session: session.execute(query).all())
     if not found:
         return 0
@@ -508,7 +517,7 @@ def sweep(sessions: Sessions, *, now: datetime) -> int:
     count = write(sessions, lambda session: _announced(session, work(session)))
     for row in found:
         if row.state == JobState.OFFERED and row.cancel_reason is None:
-            log.info("Job %s was not accepted by agent %s in time.", row.id, row.agent_name)
+            log.info("Job %s was not accepted by agent %s in time.%s", row.id, row.agent_name, traced(row.workload))
     return count
 
 

@@ -127,7 +127,9 @@ class JobBook:
         """Return the job to its queue."""
         job = self._own(frame.job_id, frame.fence)
         if job is not None and is_legal(JobState(job.state), JobEvent.REFUSE):
-            log.info("Agent %s refused job %s: %s%s", self._agent_name, job.id, clean(frame.reason), traced(job))
+            log.info(
+                "Agent %s refused job %s: %s%s", self._agent_name, job.id, clean(frame.reason), traced(job.workload)
+            )
             self.apply(job, JobEvent.REFUSE)
         return None
 
@@ -181,7 +183,10 @@ class JobBook:
         if job.agent_name != self._agent_name:
             self._forget_log(job)
         log.warning(
-            "Job %s is again that of agent %s, which has come back with it.%s", job.id, self._agent_name, traced(job)
+            "Job %s is again that of agent %s, which has come back with it.%s",
+            job.id,
+            self._agent_name,
+            traced(job.workload),
         )
         job.agent_name, job.fence, job.accepted_at = self._agent_name, fence, self._now
         job.lease_until = job.started_at = job.finished_at = None
@@ -207,7 +212,9 @@ class JobBook:
         detail = None if frame.detail is None else clean(frame.detail)
         if event is JobEvent.RETURN:
             name = self._agent_name
-            log.warning("Agent %s could not start job %s (%s): %s%s", name, job.id, frame.outcome, detail, traced(job))
+            log.warning(
+                "Agent %s could not start job %s (%s): %s%s", name, job.id, frame.outcome, detail, traced(job.workload)
+            )
         else:
             job.exit_code = frame.exit_code
             job.usage = frame.usage.model_dump(exclude_none=True)

@@ -55,6 +55,7 @@ class EndedJob:
     """Dag, task, run and map index."""
     queue: str
     usage: dict[str, Any]
+    workload: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[Ende
             job.map_index,
             job.queue,
             job.usage,
+            job.workload,
         )
         .where(job.owner == owner, job.reported.is_(False), job.state == JobState.FINISHED.value)
         .order_by(job.finished_at)
@@ -96,6 +98,7 @@ def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[Ende
             place=(row.dag_id, row.task_id, row.run_id, row.map_index),
             queue=row.queue,
             usage=row.usage or {},
+            workload=row.workload,
         )
         for row in rows
     ]
@@ -367,6 +370,7 @@ class LostJob:
     id: str
     agent_name: str
     requeued: bool
+    workload: dict[str, Any] | None
 
 
 def keep_alive(session: Session, *, silent_seconds: float, timeout_seconds: float) -> int:
@@ -437,6 +441,7 @@ def end_lost(session: Session, *, grace_seconds: float, timeout_seconds: float) 
                 EdgeAgentJob.agent_name,
                 EdgeAgentJob.cancel_reason,
                 EdgeAgentJob.disconnect_lease_seconds,
+                EdgeAgentJob.workload,
             ).where(
                 EdgeAgentJob.agent_name.in_(part),
                 EdgeAgentJob.state.in_([JobState.ACCEPTED.value, JobState.RUNNING.value]),
@@ -474,7 +479,7 @@ def end_lost(session: Session, *, grace_seconds: float, timeout_seconds: float) 
                 }
             here = (EdgeAgentJob.id == row.id, EdgeAgentJob.state == row.state, EdgeAgentJob.fence == row.fence)
             if _update(session, *here, **values):
-                lost.append(LostJob(id=row.id, agent_name=row.agent_name, requeued=never_started))
+                lost.append(LostJob(row.id, row.agent_name, requeued=never_started, workload=row.workload))
     if any(job.requeued for job in lost):
         announce(session, Topic.JOBS)
     return lost
@@ -488,7 +493,7 @@ def end_revoked(session: Session, *, after_seconds: float) -> list[LostJob]:
     now = datetime.now(UTC)
     job = EdgeAgentJob
     rows = session.execute(
-        select(job.id, job.agent_name, job.fence, job.state, job.cancel_reason)
+        select(job.id, job.agent_name, job.fence, job.state, job.cancel_reason, job.workload)
         .join(EdgeAgent, EdgeAgent.name == job.agent_name)
         .where(
             EdgeAgent.revoked_at < now - timedelta(seconds=after_seconds),
@@ -498,7 +503,7 @@ def end_revoked(session: Session, *, after_seconds: float) -> list[LostJob]:
         .limit(BATCH)
     ).all()
     return [
-        LostJob(id=row.id, agent_name=row.agent_name, requeued=False)
+        LostJob(row.id, row.agent_name, requeued=False, workload=row.workload)
         for row in rows
         if _update(
             session,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from airflow_edge_agent.protocol.traces import trace_of
-from airflow_edge_server.store.models import EdgeAgentJob
 
 
-def traced(job: EdgeAgentJob) -> str:
+def traced(workload: Mapping[str, Any] | None) -> str:
     """Return what is to be put behind a line about a job; empty: it is in no trace."""
-    trace = trace_of(job.workload or {})
+    trace = trace_of(workload or {})
     return "" if trace is None else f" [{trace}]"
