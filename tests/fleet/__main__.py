@@ -81,7 +81,12 @@ def measure(arguments: argparse.Namespace) -> Figures:
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
     }
     with Backend(
-        root, environment=PROJECT / ".venv", executor=EDGE_EXECUTOR, settings=settings, progress=progress
+        root,
+        environment=PROJECT / ".venv",
+        executor=EDGE_EXECUTOR,
+        settings=settings,
+        own=arguments.server == "own",
+        progress=progress,
     ) as backend:
         backend.start()
         progress(f"enrolling {arguments.agents} agents")
@@ -147,7 +152,7 @@ async def _run_peer(backend: Backend, arguments: argparse.Namespace, progress: C
 
 
 async def _run(backend: Backend, credentials: Any, arguments: argparse.Namespace, progress: Any) -> Figures:
-    crowd = Crowd(backend.site.url, credentials, concurrency=arguments.concurrency, seed=arguments.seed)
+    crowd = Crowd(backend.url, credentials, concurrency=arguments.concurrency, seed=arguments.seed)
     stage = Stage(backend, crowd, seconds=arguments.seconds, per_second=arguments.connect_rate, progress=progress)
     figures: Figures = {}
     errors: list[str] = []
@@ -231,6 +236,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("--agents", "-n", type=int, default=200, help="how many agents")
+    made.add_argument(
+        "--server",
+        choices=("own", "airflow"),
+        default="own",
+        help="what agents connect to: a process of their own ('airflow edge-agents api-server'), or Airflow's",
+    )
     made.add_argument("--scenarios", type=_scenarios, default=list(SCENARIOS), metavar="LIST", help=",".join(SCENARIOS))
     made.add_argument("--concurrency", type=int, default=8, help="slots of each agent")
     made.add_argument("--seconds", type=float, default=60, help="how long to look at an idle fleet, and at steady load")

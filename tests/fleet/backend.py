@@ -10,19 +10,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import httpx
 import psutil
 import psycopg2
 
 from fleet.gauge import Database, Tree
+from harness.ports import reserve_port
 from harness.postgres import Postgres
-from harness.processes import Keeper, ProcessError, die_with_parent
-from harness.site import AirflowSite
+from harness.processes import Keeper, Managed, ProcessError, die_with_parent
+from harness.site import START_SECONDS, AirflowSite
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
 TESTS = Path(__file__).resolve().parents[1]
+OWN = "edge-agents api-server"
 _SETTINGS = (
     "shared_preload_libraries=pg_stat_statements",
     "pg_stat_statements.track=top",
@@ -38,6 +42,7 @@ class Backend:
     :param root: a folder of its own; made here.
     :param environment: the virtual environment with Airflow and the executor.
     :param settings: further environment variables of Airflow.
+    :param own: whether agents have a server of their own, ``airflow edge-agents api-server``, and not Airflow's.
     """
 
     def __init__(
@@ -47,12 +52,14 @@ class Backend:
         environment: Path,
         executor: str,
         settings: dict[str, str],
-        components: Sequence[str] = ("api-server",),
+        own: bool = False,
         bundles: dict[str, Path] | None = None,
         progress: Callable[[str], None],
     ) -> None:
         self._stack = ExitStack()
-        self._components = components
+        self._own = own
+        self._server: Managed | None = None
+        self._port = 0
         self._environment = environment
         self._root = root
         keeper = self._stack.enter_context(Keeper())
@@ -79,6 +86,8 @@ class Backend:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._server is not None:
+            self._server.signal(signal.SIGTERM)
         if self._inside is not None:
             self._inside.terminate()
             self._inside.communicate()  # closes the pipes as well
@@ -86,8 +95,12 @@ class Backend:
         self._stack.close()
 
     def start(self) -> None:
-        """Start Airflow, and the process inside of it."""
-        self.site.start(self._components)
+        """Start the api-server, and the process inside of Airflow."""
+        self.site.start(() if self._own else ("api-server",))
+        if self._own:
+            self._port = reserve_port()
+            self._serve()
+            self.wait_server()
         self.database.prepare()
         log = self.site.logs / "inside.log"
         with log.open("wb") as output:
@@ -128,9 +141,63 @@ class Backend:
         return answer
 
     @property
+    def url(self) -> str:
+        """Base URL for agents."""
+        return f"http://127.0.0.1:{self._port}" if self._own else self.site.url
+
+    def stop_server(self) -> None:
+        """End what serves agents."""
+        self._serving.stop()
+
+    def start_server(self) -> None:
+        """Start what serves agents again, without waiting for it to be ready."""
+        if self._own:
+            self._serve()
+        else:
+            self.site.start_component("api-server")
+
+    def wait_server(self) -> None:
+        """Wait until what serves agents answers.
+
+        :raises ProcessError: it has ended.
+        """
+        server = self._serving
+        healthy = self._healthy if self._own else self.site.api.healthy
+        wait_until(
+            lambda: not server.running or healthy(),
+            seconds=START_SECONDS,
+            what=f"{server.name} to answer",
+            seen=lambda: server.tail(3),
+        )
+        if not server.running:
+            raise ProcessError(f"{server.name} ended while it was starting, log: {server.log}")
+
+    def _serve(self) -> None:
+        self._server = self.site.keeper.spawn(
+            OWN,
+            [self._environment / "bin" / "airflow", "edge-agents", "api-server", "--port", str(self._port)],
+            env=self.site.env(),
+            cwd=self._root,
+            log=self.site.logs / "edge-agents.log",
+        )
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2).is_success
+        except httpx.TransportError:
+            return False
+
+    @property
+    def _serving(self) -> Managed:
+        if not self._own:
+            return self.site.components["api-server"]
+        assert self._server is not None
+        return self._server
+
+    @property
     def api_server(self) -> Tree:
-        """The api-server's processes."""
-        return Tree(psutil.Process(self.site.components["api-server"].pid))
+        """The processes that serve agents."""
+        return Tree(psutil.Process(self._serving.pid))
 
     @property
     def postgresql(self) -> Tree:
@@ -138,6 +205,6 @@ class Backend:
         return Tree(psutil.Process(self.postgres.pid))
 
     def log_faults(self) -> list[str]:
-        """Return what the api-server has logged as error."""
-        text = (self.site.logs / "api-server.log").read_text(errors="replace")
+        """Return what serves agents has logged as error."""
+        text = self._serving.log.read_text(errors="replace")
         return [line[:300] for line in text.splitlines() if "[error" in line or "Traceback" in line]

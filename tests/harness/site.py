@@ -198,7 +198,15 @@ class AirflowSite:
         self._prepare()
         self._progress("creating Airflow's database")
         self._migrate()
-        self._progress(f"starting {', '.join(components)}")
+        self.add(components)
+
+    def add(self, components: Sequence[str]) -> None:
+        """Start further components of an Airflow whose database is there, and wait until the API answers.
+
+        :raises SiteError: naming the component that did not start.
+        """
+        if components:
+            self._progress(f"starting {', '.join(components)}")
         others = [name for name in components if name != "api-server"]
         if "api-server" in components:
             self._start_api_server(others)

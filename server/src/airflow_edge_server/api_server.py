@@ -19,6 +19,7 @@ from airflow.exceptions import AirflowConfigException
 from airflow.utils import cli as cli_utils
 from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
+from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES
 from airflow_edge_server import compat, config
 from airflow_edge_server.console import fail, note
 
@@ -55,6 +56,7 @@ def api_server(args: Namespace) -> None:
         "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": _STOP_SECONDS,
         "access_log": False,
+        **_websockets(),
         "log_level": conf.get("logging", "uvicorn_logging_level", fallback="info").lower(),
         # Airflow's own logging stays as it is.
         "log_config": None,
@@ -69,6 +71,14 @@ def api_server(args: Namespace) -> None:
     with _listening(Path(args.uds)) as listener:
         note(f"The agent API is served on {args.uds}.")
         uvicorn.run(APP, fd=listener.fileno(), **options)
+
+
+def _websockets() -> dict[str, Any]:
+    from uvicorn.config import WS_PROTOCOLS  # noqa: PLC0415  heavy, and only for this command
+
+    # The one that takes least memory for a connection. A uvicorn without it chooses itself.
+    kind = "websockets-sansio"
+    return {"ws_max_size": MAX_BATCH_BYTES, "ws": kind if kind in WS_PROTOCOLS else "auto"}
 
 
 def _trusted(args: Namespace) -> str:

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from airflow_edge_agent.protocol import API_PREFIX
 from airflow_edge_server import compat
 from airflow_edge_server.api.app import create_app
+from airflow_edge_server.api.shortcut import Shortcut
 
 HEALTH_PATH = "/health"
 """Answers 200 while agents can be served, else 503 with the reason."""
@@ -57,6 +58,7 @@ def create_standalone(api: FastAPI, *, root_path: str = "") -> FastAPI:
         return JSONResponse({"status": "unhealthy", "problem": problem}, status_code=503)
 
     app.mount(API_PREFIX, api)
+    app.add_middleware(Shortcut, channel=api.state.agents, mount=API_PREFIX)
     return app
 
 

@@ -17,7 +17,7 @@ else:
 
 
 class _LazyApps:
-    """Builds a list of apps when it is first read in an api-server, and nowhere else.
+    """Builds a list of what is mounted when it is first read in an api-server, and nowhere else.
 
     :param build: the name of the function of :mod:`airflow_edge_server.mounting` that does it.
     """
@@ -42,4 +42,5 @@ class EdgeAgentsPlugin(AirflowPlugin):  # type: ignore[misc]  # Airflow is not f
 
     name = "edge_agents"
     fastapi_apps = _LazyApps("build_apps")
+    fastapi_root_middlewares = _LazyApps("build_middlewares")
     react_apps = _LazyApps("build_pages")

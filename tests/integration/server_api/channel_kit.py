@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.routing import BaseRoute, Mount
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from airflow_edge_agent.protocol import CHANNEL_PATH
 from airflow_edge_agent.protocol.codec import decode_batch, decode_server_frame, encode_batch
 from airflow_edge_agent.protocol.frames import (
     Accept,
@@ -32,6 +32,7 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.api.channel import Channel
 from airflow_edge_server.api.hub import Hub
+from airflow_edge_server.api.shortcut import Shortcut
 from integration.server_api.kit import FakeAgent, until
 
 F = TypeVar("F")
@@ -54,17 +55,23 @@ class Served:
         return self.channel._hub
 
     @property
-    def agent_routes(self) -> list[BaseRoute]:
-        """What is for agents, behind their gate."""
-        (agents,) = [route for route in self.app.routes if isinstance(route, Mount) and not route.path]
-        return list(agents.routes)
+    def agent_paths(self) -> set[str]:
+        """The paths that are for agents, behind their gate."""
+        return {getattr(route, "path", "") for route in self._inside._app.routes} | {CHANNEL_PATH}
 
     @property
     def channel(self) -> Channel:
-        route = next(r for r in self.agent_routes if getattr(r, "path", "") == "/v1/channel")
-        channel = route.app  # type: ignore[attr-defined]  # looks inside
+        channel = self._inside._channel
         assert isinstance(channel, Channel)
         return channel
+
+    @property
+    def _inside(self) -> Any:
+        """What is behind all that asks who it is."""
+        inside = self.app.state.agents
+        while not isinstance(inside, Shortcut):
+            inside = inside._app
+        return inside
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from uvicorn.protocols.utils import ClientDisconnected
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -257,6 +258,25 @@ async def test_an_agent_that_does_not_read_is_given_up(
     async with asyncio.timeout(5):
         await site.channel({SCOPE_KEY: Caller("factory", agent.credential_id)}, receive, send)
     assert "factory" not in site.hub._lines
+
+
+async def test_who_leaves_in_the_middle_of_the_handshake_is_no_error_of_ours(database: Database, site: Served) -> None:
+    """uvicorn does not send the answer to a handshake whose other side is about to be gone, and tells us only then."""
+    incoming: list[dict[str, Any]] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1006}]
+    caller = Caller("factory", database.credential("factory").split("_")[1])
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        if not incoming:
+            raise ClientDisconnected
+
+    with pytest.raises(ClientDisconnected):
+        await site.channel({"type": "websocket", SCOPE_KEY: caller}, receive, send)
+    assert sent == ["websocket.accept", "websocket.close"]
 
 
 async def test_too_much_unsent_ends_the_connection(

@@ -638,7 +638,7 @@ async def test_every_endpoint_knows_whose_session_it_is(
     database: Database, site: Served, client: httpx.AsyncClient
 ) -> None:
     """The endpoints that take a proof, each with another agent's valid one."""
-    paths = {getattr(route, "path", "") for route in site.agent_routes}
+    paths = site.agent_paths
     assert paths == {"/v1/exchange", "/v1/channel", "/v1/enroll", "/v1/jobs"}, "a new endpoint needs its line here"
     owner = FakeAgent(client, "owner", database.credential("owner"))
     await owner.hello()

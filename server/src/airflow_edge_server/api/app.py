@@ -13,11 +13,10 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from airflow_edge_agent.protocol import CHANNEL_PATH, ENROLL_PATH, EXCHANGE_PATH
+from airflow_edge_agent.protocol import ENROLL_PATH, EXCHANGE_PATH
 from airflow_edge_agent.protocol.relay import JOBS_PATH
 from airflow_edge_server import __version__, compat, config, plainly
 from airflow_edge_server.api.admin import ADMIN_PREFIX, create_admin_app
@@ -31,6 +30,7 @@ from airflow_edge_server.api.hub import Hub, Pace
 from airflow_edge_server.api.listener import Listener
 from airflow_edge_server.api.relay import TOKEN_SECONDS, Relay, Sign
 from airflow_edge_server.api.service import Service
+from airflow_edge_server.api.shortcut import Shortcut
 from airflow_edge_server.api.stopping import StopNotice
 from airflow_edge_server.api.task_metrics import TaskMetricsRelay
 from airflow_edge_server.handover import LogHandOver
@@ -190,27 +190,25 @@ def create_app(
             threads.shutdown(wait=False)
             dispatcher.shutdown(wait=False)
 
-    # What is for agents is behind the gate of their credentials, what is for people behind Airflow's auth manager.
-    agents = Starlette(
+    routes = Starlette(
         routes=[
             Route(EXCHANGE_PATH, exchange.handle, methods=["POST"]),
             Route(ENROLL_PATH, enroll.handle, methods=["POST"]),
-            WebSocketRoute(CHANNEL_PATH, channel),
             Mount(JOBS_PATH, app=relay),
         ],
-        # The first is asked first.
-        middleware=[
-            Middleware(
-                Doorkeeper,
-                most_connections=settings.max_connections,
-                wrong_per_minute=settings.wrong_credentials_per_minute,
-            ),
-            Middleware(Gate, sessions=sessions, threads=threads, problem=readiness.problem),
-            Middleware(AgentBounds, allowances=allowances, most_connections=settings.agent_connections),
-        ],
+    )
+    # What is for agents is behind the gate of their credentials, what is for people behind Airflow's auth manager.
+    bounds = AgentBounds(
+        Shortcut(routes, channel=channel), allowances=allowances, most_connections=settings.agent_connections
+    )
+    agents = Doorkeeper(
+        Gate(bounds, sessions=sessions, threads=threads, problem=readiness.problem),
+        most_connections=settings.max_connections,
+        wrong_per_minute=settings.wrong_credentials_per_minute,
     )
     app = FastAPI(title="Edge agents", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.problem = readiness.problem
+    app.state.agents = agents
     if admin:
         app.mount(ADMIN_PREFIX, create_admin_app(sessions, authenticate=authenticate, problem=readiness.problem))
     app.mount("", agents)

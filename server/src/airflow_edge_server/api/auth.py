@@ -98,27 +98,28 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        response: Response
+        response = await self._question(scope)
+        if response is None:
+            await self._app(scope, receive, send)
+        else:
+            await refuse(scope, receive, send, response)
+
+    async def _question(self, scope: Scope) -> Response | None:
+        """Note in the scope who it is; return the answer to whom it is not let pass."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         header = values[0] if len(values) == 1 else b""
         proof = _PROOF.fullmatch(header)
         join = _JOIN.fullmatch(header) if _is_enrolment(scope) else None
         if proof is None and join is None:
-            response = unauthorized()
-        elif (problem := await self._problem()) is not None:
-            response = unavailable(problem)
-        else:
-            try:
-                admitted = await self._admit(scope, proof, join)
-            except DBAPIError as error:
-                log.warning("A credential could not be checked: the database failed (%s).", type(error.orig).__name__)
-                response = unavailable("the database is busy or cannot be reached")
-            else:
-                if admitted:
-                    await self._app(scope, receive, send)
-                    return
-                response = unauthorized()
-        await refuse(scope, receive, send, response)
+            return unauthorized()
+        if (problem := await self._problem()) is not None:
+            return unavailable(problem)
+        try:
+            admitted = await self._admit(scope, proof, join)
+        except DBAPIError as error:
+            log.warning("A credential could not be checked: the database failed (%s).", type(error.orig).__name__)
+            return unavailable("the database is busy or cannot be reached")
+        return None if admitted else unauthorized()
 
     async def _admit(self, scope: Scope, proof: re.Match[bytes] | None, join: re.Match[bytes] | None) -> bool:
         """Note in the scope who it is; return whether the request goes on."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections import deque
 from concurrent.futures import Executor
 from typing import Any
 
@@ -65,13 +64,26 @@ class Connection(Line):
     there are some.
     """
 
+    __slots__ = (
+        "_code",
+        "_count",
+        "_reader",
+        "_reason",
+        "_send",
+        "_unsent",
+        "_writer",
+        "caller",
+        "ended",
+        "status",
+    )
     lasting = True
 
     def __init__(self, caller: Caller, send: Send) -> None:
         super().__init__(caller.agent_name, "", caller.credential_id, Room(None, frozenset(), None, 0))
         self.caller = caller
         self._send = send
-        self._unsent: deque[list[ServerFrame]] = deque()
+        # No deque: even an empty one takes more than all the rest of this.
+        self._unsent: list[list[ServerFrame]] = []
         self._count = 0
         self._writer: asyncio.Task[None] | None = None
         self._code: int | None = None
@@ -130,7 +142,7 @@ class Connection(Line):
     async def _write(self) -> None:
         try:
             while self._unsent:
-                frames = self._unsent.popleft()
+                frames = self._unsent.pop(0)
                 self._count -= len(frames)
                 text = encode_batch(list(frames), session_id=self.session_id or None).decode()
                 async with asyncio.timeout(SEND_SECONDS):
@@ -175,9 +187,12 @@ class Channel:
         if message["type"] != "websocket.connect":
             return
         await send({"type": "websocket.accept"})
+        # They would stay as long as the connection, and a proof is among them.
+        scope["headers"] = []
         connection = Connection(caller, send)
+        in_vain = False
         try:
-            await self._serve(connection, receive)
+            in_vain = await self._serve(connection, receive)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if error.args != (_GIVEN_UP,) or task is None:
@@ -196,25 +211,33 @@ class Channel:
         finally:
             self._hub.hang_up(connection)
         await connection.drained()
+        if in_vain:
+            # Somebody who leaves in the middle of the handshake would be logged by uvicorn as an error of ours. What it
+            # raises here, because nobody is there any more, it takes for what it is.
+            await send({"type": "websocket.close", "code": _GONE, "reason": ""})
 
-    async def _serve(self, connection: Connection, receive: Receive) -> None:
-        patience = HELLO_SECONDS
+    async def _serve(self, connection: Connection, receive: Receive) -> bool:
+        """Return whether the other side has left before it said anything."""
+        patience, heard = HELLO_SECONDS, False
         while not connection.closing:
             try:
                 async with asyncio.timeout(patience):
                     message = await receive()
             except TimeoutError:
                 connection.close(_GONE, f"nothing was heard for {patience:g} s")
-                return
+                return False
             if message["type"] == "websocket.disconnect":
                 connection.lost()
-                return
+                return not heard
             if self._allowances.spend(connection.agent_name) > 0:
                 raise _Abuse(_POLICY, "too many messages")
             batch = _decode(message)
             if not connection.closing:
                 await self._answer(connection, batch)
-            patience = self._silence_seconds
+            patience, heard = self._silence_seconds, True
+            # Most of the time a connection waits, and what it said last is not to wait with it.
+            del message, batch
+        return False
 
     async def _answer(self, connection: Connection, batch: Batch) -> None:
         batch.session_id = connection.session_id or None

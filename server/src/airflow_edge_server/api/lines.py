@@ -27,6 +27,8 @@ class Ending(Enum):
 class Line(ABC):
     """One agent that waits for something to be said."""
 
+    __slots__ = ("agent_name", "credential_id", "room", "session_id")
+
     lasting: ClassVar[bool]
     """Whether the line stays after something was said."""
 
@@ -47,6 +49,8 @@ class Line(ABC):
 
 class Poll(Line):
     """A request of the HTTP carrier that waits for its answer."""
+
+    __slots__ = ("answer", "revoked")
 
     lasting = False
 
