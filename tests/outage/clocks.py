@@ -44,9 +44,14 @@ class Clocks:
         return self._scaled(300, 2)
 
     @property
+    def agent_timeout_seconds(self) -> float:
+        """After which time an agent counts as away: what the lease leaves beyond the partition, to come back in."""
+        return self._scaled(75, 20)
+
+    @property
     def lease_seconds(self) -> float:
-        """The disconnect lease. Somewhat longer than the partition: it counts from the last answer before the cut."""
-        return max(self.partition_seconds * 7 / 6, self.partition_seconds + 20)
+        """The disconnect lease: the default, or no longer than the partition is."""
+        return max(1_800.0, self.partition_seconds) if self.scale == 1 else self.partition_seconds
 
     @property
     def line_seconds(self) -> float:
@@ -66,8 +71,8 @@ class Clocks:
         """Return the settings of our own part of Airflow."""
         return {
             "AIRFLOW__EDGE_AGENT__HEARTBEAT_INTERVAL": f"{self._scaled(25, 1):g}",
-            "AIRFLOW__EDGE_AGENT__AGENT_TIMEOUT": f"{self._scaled(75, 5):g}",
-            "AIRFLOW__EDGE_AGENT__DISCONNECT_GRACE": f"{self._scaled(300, 5):g}",
+            "AIRFLOW__EDGE_AGENT__AGENT_TIMEOUT": f"{self.agent_timeout_seconds:g}",
+            "AIRFLOW__EDGE_AGENT__DISCONNECT_GRACE": f"{self._scaled(300, 20):g}",
             "AIRFLOW__EDGE_AGENT__DISCONNECT_LEASE": f"{self.lease_seconds:g}",
         }
 

@@ -51,8 +51,13 @@ class Settings:
     """By queue, where it is another."""
 
     def disconnect_lease(self, queue: str) -> float:
-        """Return for how many seconds the agent of a relayed job of this queue may be away."""
-        return self.disconnect_leases.get(queue, self.disconnect_lease_seconds)
+        """Return for how many seconds after the server's last answer a relayed job of this queue runs on; 0: no lease.
+
+        That is what is configured and ``agent_timeout``, after which an agent counts as away: an outage as long as the
+        configured lease is bridged, with time left to come back.
+        """
+        lease = self.disconnect_leases.get(queue, self.disconnect_lease_seconds)
+        return lease and lease + self.agent_timeout_seconds
 
 
 def load(source: Any = conf) -> Settings:

@@ -177,7 +177,7 @@ def test_after_the_lease_neither_side_lets_it_run_on(outage_site: AirflowSite, k
         proxy.refuse()
         (tmp_path / "end").touch()
         wait_until(lambda: kept(agent) == 1, seconds=60, what="a final state to be kept")
-        agent.wait_for_log("away for longer than the disconnect lease of 10 s", seconds=60)
+        agent.wait_for_log("away for longer than the disconnect lease allows, 15 s", seconds=60)
         wait_until(lambda: not psutil.pid_exists(pid), seconds=30, what="the task's process to end")
         running = site.api.task_instance("long_outage", run, "waits").state
         failed = site.api.wait_for_state("long_outage", run, "waits", "failed", seconds=60)
@@ -185,7 +185,7 @@ def test_after_the_lease_neither_side_lets_it_run_on(outage_site: AirflowSite, k
         # So has one that ended in time: whoever waits for it has been told of its failure, and that stays.
         site.api.wait_for_state("long_outage", run, "ends", "failed", seconds=60)
         details = site.query("SELECT detail FROM edge_agent_job WHERE dag_id = 'long_outage'")
-        assert ["longer than its disconnect lease of 10 s" in str(detail) for (detail,) in details] == [True, True]
+        assert ["longer than its disconnect lease allows" in str(detail) for (detail,) in details] == [True, True]
         proxy.heal()
         wait_until(lambda: not list((agent.state_dir / "jobs").glob("*-*")), seconds=30, what="the job to be settled")
         agent.wait_for_log(

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from airflow_edge_agent.protocol.frames import Heartbeat, Metrics
 from airflow_edge_agent.protocol.jobs import JobState
 from airflow_edge_agent.protocol.states import AgentState
-from airflow_edge_server import __version__, config
+from airflow_edge_server import __version__
 from airflow_edge_server.admin import models
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentMetric
 from integration.server_api.kit import Database, FakeAgent
@@ -222,10 +222,9 @@ async def test_who_is_away_has_left_something_behind(admin: httpx.AsyncClient, d
     shown = await get(admin, "/agents/factory")
     assert listed["factory"]["away"] == shown["away"]
     away = models.AwayView.model_validate(shown["away"])
-    # Of the first to be given up, which begins when the agent counts as unknown.
-    patience = timedelta(seconds=config.load().agent_timeout_seconds)
+    # Of the first to be given up.
     assert away == models.AwayView(
-        since=heard, lease_until=heard + patience + timedelta(minutes=10), running=2, results_waiting=2
+        since=heard, lease_until=heard + timedelta(minutes=10), running=2, results_waiting=2
     )
     # It has said goodbye and left nothing.
     assert listed["press"]["away"] is None

@@ -77,6 +77,19 @@ async def test_an_agent_that_does_not_gets_one(database: Database, agent: FakeAg
     assert (offer.job_id, offer.token) == (job_id, f"token of {database.job(job_id).ti_id}")
 
 
+async def test_a_lease_begins_when_the_agent_counts_as_away(database: Database) -> None:
+    """So an outage as long as it is configured is bridged, and there is time to come back."""
+    settings = replace(SETTINGS, disconnect_lease_seconds=1_800, disconnect_leases={"lab": 60.0, "never": 0.0})
+    expected = {"default": 1_875, "lab": 135, "never": 0}
+    jobs = {database.add_job(queue=queue): seconds for queue, seconds in expected.items()}
+    async with running(build_app(database, settings=settings)) as client:
+        agent = FakeAgent(client, "press", database.credential("press"), queues=[*expected], slots=3)
+        await agent.hello(execution_api="relay")
+        offers = [frame for frame in await agent.poll() if isinstance(frame, Offer)]
+    assert {offer.job_id: offer.disconnect_lease_seconds for offer in offers} == jobs
+    assert {job_id: database.job(job_id).disconnect_lease_seconds or 0 for job_id in jobs} == jobs
+
+
 async def test_a_call_goes_through_with_a_token_made_for_it(database: Database, agent: FakeAgent) -> None:
     offer = await accepted(agent, database)
     ti_id = database.job(offer.job_id).ti_id

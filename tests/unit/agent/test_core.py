@@ -518,7 +518,7 @@ def test_a_task_is_ended_when_the_lease_is_over(driver: Driver) -> None:
     assert not of(driver.feed(Tick(), at=169.9), SignalJob), "the lease began when the server last answered the job"
     out = driver.feed(Tick(), at=170)
     assert of(out, SignalJob) == [SignalJob(job_id, "TERM")]
-    assert "disconnect lease of 60 s" in of(out, Say)[0].message
+    assert "disconnect lease allows, 60 s" in of(out, Say)[0].message
     assert not of(driver.feed(Tick(), at=171), SignalJob), "asked once"
     assert of(driver.feed(Tick(), at=175), SignalJob) == [SignalJob(job_id, "KILL")]
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState
-from airflow_edge_server import __version__, compat, config
+from airflow_edge_server import __version__, compat
 from airflow_edge_server.admin import models
 from airflow_edge_server.domain.fleet import Serving, percent, queue_warning, why_waiting
 from airflow_edge_server.domain.versions import version_warning
@@ -75,8 +75,6 @@ def _away(session: Session, agents: Sequence[EdgeAgent]) -> dict[str, models.Awa
     """Return what is known of those that are not connected and still matter, by name."""
     heard = {agent.name: agent.last_contact_at for agent in agents if AgentState(agent.state) not in CONNECTED_STATES}
     left = fleet.read_left(session, heard) if heard else {}
-    # The lease begins when it counts as unknown.
-    patience = timedelta(seconds=config.load().agent_timeout_seconds) if left else timedelta()
     found = {}
     for agent in agents:
         since = heard.get(agent.name)
@@ -84,7 +82,7 @@ def _away(session: Session, agents: Sequence[EdgeAgent]) -> dict[str, models.Awa
         waiting = _waiting(agent)
         if since is None or not (work.running or waiting or agent.state == AgentState.UNKNOWN):
             continue
-        lease = None if work.lease_seconds is None else since + patience + timedelta(seconds=work.lease_seconds)
+        lease = None if work.lease_seconds is None else since + timedelta(seconds=work.lease_seconds)
         found[agent.name] = models.AwayView(
             since=since, lease_until=lease, running=work.running, results_waiting=waiting
         )

@@ -171,7 +171,7 @@ class EdgeAgentJob(Base):
     fence: Mapped[int] = mapped_column(Integer, default=0)
     """How many times it has been offered."""
     disconnect_lease_seconds: Mapped[float | None] = mapped_column(Float)
-    """How long its agent may be away while it runs. ``NULL``: it speaks to Airflow by itself."""
+    """How long its agent may be silent while it runs. ``NULL``: it speaks to Airflow by itself."""
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     cancel_reason: Mapped[str | None] = mapped_column(Text)
     outcome: Mapped[str | None] = mapped_column(String(20))

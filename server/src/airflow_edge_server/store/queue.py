@@ -379,7 +379,7 @@ def keep_alive(session: Session, *, silent_seconds: float, timeout_seconds: floa
     Nobody else sends heartbeats for them then. What an agent that is there relays is left to itself.
 
     :param silent_seconds: how long an agent must not have been heard of.
-    :param timeout_seconds: after how long it counts as away, and the lease begins.
+    :param timeout_seconds: how much longer than its agent a job is waited for.
     """
     now = datetime.now(UTC)
     job, agent, ti = EdgeAgentJob, EdgeAgent, TaskInstance
@@ -413,7 +413,7 @@ def keep_alive(session: Session, *, silent_seconds: float, timeout_seconds: floa
 def end_lost(session: Session, *, grace_seconds: float, timeout_seconds: float) -> list[LostJob]:
     """Deal with the jobs of agents that have not been heard of for so long.
 
-    A relayed job is lost when its agent's lease has ended, which begins after ``timeout_seconds``; others after
+    A relayed job is lost when its agent has ended it, ``timeout_seconds`` after its disconnect lease; others after
     ``grace_seconds``. Of those, a task that sends heartbeats to Airflow is alive and left alone. One that was accepted
     but never started goes back to its queue, if it has not been offered too often; should its agent start it after all,
     Airflow refuses one of the two starts. All others are ended as lost.
@@ -475,7 +475,7 @@ def end_lost(session: Session, *, grace_seconds: float, timeout_seconds: float) 
                     "outcome": Outcome.LOST.value,
                     "finished_at": now,
                     "detail": f"the agent has not been heard of since {heard:%Y-%m-%d %H:%M:%S} UTC"
-                    + (f", longer than its disconnect lease of {lease:g} s" if lease else ""),
+                    + (", longer than its disconnect lease allows" if lease else ""),
                 }
             here = (EdgeAgentJob.id == row.id, EdgeAgentJob.state == row.state, EdgeAgentJob.fence == row.fence)
             if _update(session, *here, **values):
