@@ -11,7 +11,7 @@ import pytest
 
 from airflow_edge_agent.adapters.jobstore import DirectoryJobStore
 from airflow_edge_agent.core.events import JobEnded
-from airflow_edge_agent.ports import FinalState, JobStore, StoredJob
+from airflow_edge_agent.ports import FinalState, JobStore, KeptCall, StoredJob
 from airflow_edge_agent.protocol.frames import Usage
 from airflow_edge_agent.protocol.jobs import Outcome
 from fakes import MemoryJobStore
@@ -229,6 +229,26 @@ def test_a_final_state_is_kept_until_it_is_dropped(sides: Sides) -> None:
     store.keep_final(offer.job_id, final)
     store.add(offer, "boot-1")
     assert not store.has_final(offer.job_id), "an earlier dispatch's"
+
+
+def test_rendered_fields_are_kept_until_they_are_dropped(sides: Sides) -> None:
+    store, _ = sides
+    offer = make_offer()
+    store.add(offer, "boot-1")
+    assert (store.has_rendered(offer.job_id), store.rendered(offer.job_id)) == (False, None)
+    for body in (b'{"command": "true"}', b'{"command": "false"}'):
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        call = KeptCall(f"task-instances/{new_id()}/rtif".encode(), headers, body, 12.5)
+        store.keep_rendered(offer.job_id, call)
+        assert store.has_rendered(offer.job_id)
+        assert store.rendered(offer.job_id) == call
+    assert not store.has_final(offer.job_id)
+    store.drop_rendered(offer.job_id)
+    assert not store.has_rendered(offer.job_id)
+    store.drop_rendered(offer.job_id)
+    store.keep_rendered(offer.job_id, call)
+    store.add(offer, "boot-1")
+    assert not store.has_rendered(offer.job_id), "an earlier dispatch's"
 
 
 def test_the_agents_own_word_on_the_end_counts(sides: Sides) -> None:

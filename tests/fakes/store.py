@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from airflow_edge_agent.core.events import JobEnded
-from airflow_edge_agent.ports import FinalState, StoredJob, StoreError
+from airflow_edge_agent.ports import FinalState, KeptCall, StoredJob, StoreError
 from airflow_edge_agent.protocol.frames import Offer, Usage
 from airflow_edge_agent.protocol.jobs import Outcome
 
@@ -17,6 +17,7 @@ class _Record:
     ended: JobEnded | None = None
     sent: int | None = None
     final: FinalState | None = None
+    rendered: KeptCall | None = None
 
 
 class MemoryJobStore:
@@ -132,6 +133,22 @@ class MemoryJobStore:
     def drop_final(self, job_id: str) -> None:
         if job_id in self._records:
             self._records[job_id].final = None
+
+    def keep_rendered(self, job_id: str, call: KeptCall) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self._records[job_id].rendered = call
+
+    def has_rendered(self, job_id: str) -> bool:
+        return self.rendered(job_id) is not None
+
+    def rendered(self, job_id: str) -> KeptCall | None:
+        record = self._records.get(job_id)
+        return None if record is None else record.rendered
+
+    def drop_rendered(self, job_id: str) -> None:
+        if job_id in self._records:
+            self._records[job_id].rendered = None
 
     def record_end(self, ended: JobEnded) -> None:
         if ended.job_id in self._records:

@@ -26,6 +26,7 @@ from airflow_edge_agent.protocol.relay import REQUEST_HEADERS
 from airflow_edge_agent.runtime.finals import FinalStates
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
+from airflow_edge_agent.runtime.rendered import RenderedFields
 from fakes.credentials import make_prover
 from fakes.frames import new_id
 from fakes.http_server import Reply, Request, serve
@@ -76,8 +77,9 @@ class Door:
         pump = Pump(core, store=store, runner=MemoryRunner(), boot_id="b", default_execution_url="x")
         execution = ExecutionClient(f"http://127.0.0.1:{port}/air", make_prover(), Network())
         self._stack.push_async_callback(execution.close)
-        finals = FinalStates(pump, execution, store)
-        relay = Relay(pump, execution, self._socket, relay_key(self._folder), finals=finals)
+        rendered = RenderedFields(pump, execution, store)
+        finals = FinalStates(pump, execution, store, rendered)
+        relay = Relay(pump, execution, self._socket, relay_key(self._folder), finals=finals, rendered=rendered)
         self._secrets = [relay.secret(job_id).encode() for job_id in core.jobs]
         listener = RelayListener(self._socket, users=lambda: {os.geteuid()}, handler=relay.handle)
         await listener.open()

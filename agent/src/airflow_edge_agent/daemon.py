@@ -64,6 +64,7 @@ from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.logging import SendEntry
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
+from airflow_edge_agent.runtime.rendered import RenderedFields
 from airflow_edge_agent.runtime.reports import NOT_ENROLLED, Person, Reporter
 from airflow_edge_agent.runtime.service import status_loop
 from airflow_edge_agent.runtime.tasklog import TaskLogs
@@ -258,13 +259,15 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         operator_group=settings.control.operator_group,
         handler=answer,
     )
-    finals = FinalStates(pump, enrolment, store)
+    rendered = RenderedFields(pump, enrolment, store)
+    finals = FinalStates(pump, enrolment, store, rendered)
     relay = Relay(
         pump,
         enrolment,
         settings.relay_socket,
         relay_key(settings.state_dir),
         finals=finals,
+        rendered=rendered,
         fail_at_once=settings.calls_while_away == "fail",
     )
     pump.access = relay.access
@@ -297,6 +300,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         "signals": pump.signal_loop(),
         "time": time_loop(pump, store),
         "final states": finals.run(),
+        "rendered fields": rendered.run(),
         "thrift": thrift_loop(pump, give_back_memory),
         "runtime": runtime_loop(pump, runtime.check, runtime.has_failed),
         "flush": _flush(pump),
@@ -314,6 +318,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         await task_metrics.open()
         _remember(pump, maintenance)
         await recover(pump, runner, store, identity.boot_id)
+        rendered.recall()
         # Not before the jobs of the daemon before are known: they would be turned away.
         await relay_listener.open()
         if exposed is not None:

@@ -272,9 +272,13 @@ FINAL_TARGET = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/state(\?[!-~]{0,100
 """The call by which a task tells its final state, as a path below the Execution API; its method is PATCH."""
 
 
+RENDERED_TARGET = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/rtif(\?[!-~]{0,1000})?")
+"""The call by which a task tells what its templates became; its method is PUT."""
+
+
 @dataclass(frozen=True, slots=True)
-class FinalState:
-    """The call by which a task tells Airflow the state it ends in; kept while the server is away."""
+class KeptCall:
+    """A call of a task that has been answered, and that Airflow hears later."""
 
     target: bytes
     """Path below the Execution API."""
@@ -282,6 +286,12 @@ class FinalState:
     body: bytes
     at: float
     """When it was kept, by wall time: of several, the first is delivered first."""
+
+
+class FinalState(KeptCall):
+    """The call by which a task tells Airflow the state it ends in; kept while the server is away."""
+
+    __slots__ = ()
 
     @property
     def state(self) -> str:
@@ -349,6 +359,21 @@ class JobStore(Protocol):
         """Return it; ``None``: there is none that can be used."""
 
     def drop_final(self, job_id: str) -> None:
+        """Remove it. Never raises."""
+
+    def keep_rendered(self, job_id: str, call: KeptCall) -> None:
+        """Write down what a job's templates became so that it outlives the daemon; with a final state, the host, too.
+
+        :raises StoreError: e.g. the disk is full.
+        """
+
+    def has_rendered(self, job_id: str) -> bool:
+        """Tell whether it is kept."""
+
+    def rendered(self, job_id: str) -> KeptCall | None:
+        """Return it; ``None``: there is none that can be used."""
+
+    def drop_rendered(self, job_id: str) -> None:
         """Remove it. Never raises."""
 
     def record_end(self, ended: JobEnded) -> None:

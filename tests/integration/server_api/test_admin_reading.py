@@ -223,9 +223,7 @@ async def test_who_is_away_has_left_something_behind(admin: httpx.AsyncClient, d
     assert listed["factory"]["away"] == shown["away"]
     away = models.AwayView.model_validate(shown["away"])
     # Of the first to be given up.
-    assert away == models.AwayView(
-        since=heard, lease_until=heard + timedelta(minutes=10), running=2, results_waiting=2
-    )
+    assert away == models.AwayView(since=heard, lease_until=heard + timedelta(minutes=10), running=2, results_waiting=2)
     # It has said goodbye and left nothing.
     assert listed["press"]["away"] is None
 

@@ -33,6 +33,7 @@ from airflow_edge_agent.runtime.finals import FinalStates
 from airflow_edge_agent.runtime.link import LinkLoop
 from airflow_edge_agent.runtime.pump import Pump
 from airflow_edge_agent.runtime.relay import Relay
+from airflow_edge_agent.runtime.rendered import RenderedFields
 from airflow_edge_agent.runtime.reports import Person, Reporter
 from fakes import FixedProbe, MemoryJobStore, MemoryRunner, MemoryTransport, ScriptedServer
 from fakes.credentials import CREDENTIAL, SECRET, make_prover
@@ -86,8 +87,11 @@ async def placed(
     pump = Pump(core, store=pump_store, runner=MemoryRunner(), boot_id="b", default_execution_url="x")
     execution = ExecutionClient(f"http://127.0.0.1:{port}/air", make_prover(), Network())
     socket = folder / "execution.sock"
-    finals = FinalStates(pump, execution, pump_store)
-    relay = Relay(pump, execution, socket, relay_key(folder), finals=finals, fail_at_once=fail_at_once)
+    rendered = RenderedFields(pump, execution, pump_store)
+    finals = FinalStates(pump, execution, pump_store, rendered)
+    relay = Relay(
+        pump, execution, socket, relay_key(folder), finals=finals, rendered=rendered, fail_at_once=fail_at_once
+    )
     allowed = {os.geteuid()} if users is None else users
     listener = RelayListener(socket, users=lambda: allowed, handler=relay.handle)
     await listener.open()

@@ -41,17 +41,19 @@ def check_socket_path(path: Path) -> None:
         raise StoreError(f"{path}: too long for a socket's name; set runtime_dir to a shorter path, e.g. below /run")
 
 
-def write_atomically(path: Path, content: str) -> None:
+def write_atomically(path: Path, content: str, *, sync: bool = True) -> None:
     """Write a file that is either as before or complete, even after a crash; mode 0600.
 
+    :param sync: also after one of the host.
     :raises OSError: e.g. the disk is full; the old file is then unharmed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -64,7 +66,19 @@ def sync_folder(folder: Path) -> None:
 
     :raises OSError: it cannot be done.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def sync_file(path: Path) -> None:
+    """Make what is in a file outlive a crash of the host.
+
+    :raises OSError: it cannot be done.
+    """
+    _sync(path)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:

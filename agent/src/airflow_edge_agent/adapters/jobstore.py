@@ -15,13 +15,21 @@ from pydantic import BaseModel
 
 from airflow_edge_agent.adapters.cuts import CUTS_FILE, load_cuts, read_stream, shed
 from airflow_edge_agent.adapters.files import write_atomically
-from airflow_edge_agent.adapters.finals import FINAL_FILE, MOST_FILE_BYTES, read_final, write_final
 from airflow_edge_agent.adapters.foreign import ForeignFolder
+from airflow_edge_agent.adapters.kept_calls import (
+    FINAL_FILE,
+    MOST_FILE_BYTES,
+    RENDERED_FILE,
+    read_final,
+    read_rendered,
+    write_final,
+    write_rendered,
+)
 from airflow_edge_agent.adapters.results import ResultRecord, read_result
 from airflow_edge_agent.core.events import JobEnded
 from airflow_edge_agent.core.spool import Cut, stream_size
 from airflow_edge_agent.core.tasks import TaskKey
-from airflow_edge_agent.ports import FinalState, StoredJob, StoreError
+from airflow_edge_agent.ports import FinalState, KeptCall, StoredJob, StoreError
 from airflow_edge_agent.protocol.frames import Fence, JobId, Offer, Slots
 from airflow_edge_agent.protocol.jobs import Outcome
 
@@ -256,6 +264,33 @@ class DirectoryJobStore:
         with contextlib.suppress(OSError):
             (self._jobs_dir / job_id / FINAL_FILE).unlink()
         self._foreign.unlink(job_id, FINAL_FILE)
+
+    def keep_rendered(self, job_id: str, call: KeptCall) -> None:
+        """Write down what a job's templates became.
+
+        :raises StoreError: e.g. the disk is full.
+        """
+        path = self._jobs_dir / job_id / RENDERED_FILE
+        try:
+            write_rendered(path, call)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from None
+
+    def has_rendered(self, job_id: str) -> bool:
+        """Tell whether it is there."""
+        return (self._jobs_dir / job_id / RENDERED_FILE).exists()
+
+    def rendered(self, job_id: str) -> KeptCall | None:
+        """Read it."""
+        try:
+            return read_rendered((self._jobs_dir / job_id / RENDERED_FILE).read_bytes())
+        except OSError:
+            return None
+
+    def drop_rendered(self, job_id: str) -> None:
+        """Remove it."""
+        with contextlib.suppress(OSError):
+            (self._jobs_dir / job_id / RENDERED_FILE).unlink()
 
     def _cuts_of(self, job_id: str) -> tuple[Cut, ...]:
         if job_id not in self._cuts:

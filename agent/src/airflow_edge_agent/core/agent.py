@@ -421,9 +421,8 @@ class AgentCore(OperatedAgent):
     def _end_of_lease(self, job: AgentJob, now: float) -> None:
         ends_at = self.lease_ends_at(job)
         if ends_at is not None and now >= ends_at and job.cancel_reason is None and job.phase is not Phase.ACCEPTING:
-            reason = (
-                f"the server has been away for longer than the disconnect lease allows, {job.disconnect_lease_seconds:g} s"
-            )
+            seconds = job.disconnect_lease_seconds
+            reason = f"the server has been away for longer than the disconnect lease allows, {seconds:g} s"
             self._say("warning", f"ended: {reason}", job)
             self._end_job(job, reason, now)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import AsyncIterator
 
 import structlog
 
@@ -26,8 +24,9 @@ from airflow_edge_agent.ports import (
     StoreError,
     TransportError,
 )
-from airflow_edge_agent.protocol.relay import REQUEST_HEADERS
+from airflow_edge_agent.runtime.answers import beginning, explain, is_good, kept_headers, may_pass
 from airflow_edge_agent.runtime.pump import Pump
+from airflow_edge_agent.runtime.rendered import RenderedFields
 
 log = structlog.get_logger()
 
@@ -41,17 +40,15 @@ PATIENCE_SECONDS = 240.0
 _GONE = frozenset({404, 409, 410})
 """Answers by which Airflow says that it has decided otherwise about the task."""
 
-_COME_AGAIN = frozenset({401, 403, 408, 425, 429})
-"""Refusals that say nothing about the state itself."""
-
-_MOST_ANSWER_BYTES = 64 * 1024
-_MOST_REASON_CHARS = 300
-
 
 class FinalStates:
-    """Keeps final states and delivers them."""
+    """Keeps final states and delivers them.
 
-    def __init__(self, pump: Pump, execution: ExecutionApi, store: JobStore) -> None:
+    :param rendered: what is delivered before them.
+    """
+
+    def __init__(self, pump: Pump, execution: ExecutionApi, store: JobStore, rendered: RenderedFields) -> None:
+        self._rendered = rendered
         self._pump = pump
         self._execution = execution
         self._store = store
@@ -73,8 +70,7 @@ class FinalStates:
         if waiting > self._pump.core.limits.spool_bytes:
             log.error("a final state is not kept: the spool is full", job=job.job_id, task=job.label)
             return False
-        headers = [(name, value) for name, value in call.headers if name in REQUEST_HEADERS]
-        final = FinalState(call.target, headers, body, time.time())
+        final = FinalState(call.target, kept_headers(call), body, time.time())
         try:
             await asyncio.to_thread(self._store.keep_final, job.job_id, final)
         except StoreError as error:
@@ -134,16 +130,17 @@ class FinalStates:
         if final is None:
             self._settle(job, "unknown", refusal="what was kept of its final state cannot be read")
             return True
+        await self._rendered.deliver(job)
         fence, connected = job.fence, self._pump.core.connected
         call = RelayCall("PATCH", final.target, final.headers, final.body)
         async with self._execution.relay(job.job_id, fence, call) as reply:
-            text = await _beginning(reply.body)
+            text = await beginning(reply.body)
         if not self._pump.core.connected:
             self._pump.reached.set()
-        if reply.status // 100 == 2:  # noqa: PLR2004 -- HTTP's success codes
+        if is_good(reply.status):
             self._settle(job, final.state)
             return True
-        reason, previous = _read(text)
+        reason, previous = explain(text)
         if reply.status in _GONE and not reply.refused and previous == final.state:
             self._settle(job, final.state)  # an earlier attempt, of which no answer came, has had its effect
             return True
@@ -151,7 +148,7 @@ class FinalStates:
             # Before it has heard which jobs are held here, the server may not know better.
             if not connected or not self._pump.core.connected or job.fence != fence:
                 return False
-        elif _may_pass(reply.status) and not self._out_of_patience(job):
+        elif may_pass(reply.status) and not self._out_of_patience(job):
             return False
         who = "the server" if reply.refused else "Airflow"
         overruled = reply.refused or reply.status in _GONE
@@ -177,10 +174,6 @@ class FinalStates:
         self._pump.feed(FinalSettled(job.job_id, state, size, refusal=refusal, overruled=overruled))
 
 
-def _may_pass(status: int) -> bool:
-    return status // 100 == 5 or status in _COME_AGAIN  # noqa: PLR2004 -- HTTP's server errors
-
-
 def is_long(call: RelayCall) -> bool:
     """Tell whether a call's body is longer than what is kept of a final state."""
     lengths = [value for name, value in call.headers if name == b"content-length"]
@@ -197,25 +190,3 @@ async def whole(call: RelayCall) -> RelayCall:
 def accepted() -> RelayReply:
     """Answer as Airflow does when it has taken a state."""
     return RelayReply.plain(204)
-
-
-async def _beginning(pieces: AsyncIterator[bytes]) -> bytes:
-    text = b""
-    async for piece in pieces:
-        text += piece
-        if len(text) >= _MOST_ANSWER_BYTES:
-            break
-    return text
-
-
-def _read(text: bytes) -> tuple[str, str | None]:
-    """Return what a bad answer says of itself, and which state it says the task is in."""
-    try:
-        detail = json.loads(text)["detail"]
-    except (ValueError, KeyError, TypeError):
-        return "", None
-    if not isinstance(detail, dict):
-        return " ".join(str(detail).split())[:_MOST_REASON_CHARS], None
-    previous = detail.get("previous_state")
-    said = f"{detail.get('reason', '')}: {detail.get('message', '')}" + (f" (state: {previous})" if previous else "")
-    return " ".join(said.split())[:_MOST_REASON_CHARS], None if previous is None else str(previous)

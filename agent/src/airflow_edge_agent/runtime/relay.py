@@ -19,6 +19,7 @@ from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.ports import FINAL_TARGET, ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
 from airflow_edge_agent.runtime.finals import FinalStates, accepted, is_long, whole
 from airflow_edge_agent.runtime.pump import Pump
+from airflow_edge_agent.runtime.rendered import RenderedFields
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ _SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
 _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
 _START = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/run(\?|$)")
+_CREATED = 201
 _FAILED = 424
 """What a call is answered that fails at once: a status that the Task SDK takes for an error and does not try again."""
 
@@ -57,6 +59,7 @@ class Relay:
     :param socket: where jobs find it.
     :param key: of the secrets; random, at least 32 bytes.
     :param finals: takes the states in which tasks end, while the server is away.
+    :param rendered: takes what their templates became, at any time.
     :param fail_at_once: whether other calls fail then, instead of waiting.
     """
 
@@ -68,9 +71,11 @@ class Relay:
         key: bytes,
         *,
         finals: FinalStates,
+        rendered: RenderedFields,
         fail_at_once: bool = False,
     ) -> None:
         self._finals = finals
+        self._rendered = rendered
         self._fail_at_once = fail_at_once
         self.socket = socket
         self._pump = pump
@@ -119,6 +124,8 @@ class Relay:
         return job if job is not None and job.phase in _WORKS else None
 
     async def _answer(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
+        if await self._rendered.take(job, call):
+            return RelayReply.plain(_CREATED)
         final = call.method == "PATCH" and FINAL_TARGET.fullmatch(call.target) is not None
         if final and not is_long(call):
             call = await whole(call)
@@ -128,6 +135,8 @@ class Relay:
                 return accepted()  # it has been taken, and its task has not heard it
             attempts += 1
             try:
+                if final:
+                    await self._rendered.deliver(job)
                 return await self._attempt(job, call, stack)
             except TransportError as error:
                 self._away = True
