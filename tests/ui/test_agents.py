@@ -56,6 +56,31 @@ def test_it_names_what_is_wrong_with_a_task_runtime(fleet: Fleet, visit: Visit) 
     expect(row(page, "mill-3")).to_contain_text("another minor version")
 
 
+def test_who_was_drained_on_the_host_has_no_problem(fleet: Fleet, visit: Visit) -> None:
+    why = "drained by alice: takes no new jobs until it is resumed"
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        body = response.json()
+        for agent in body.get("items", [body]):
+            if agent["name"] == "press-01":
+                agent["drained"] = why
+        route.fulfill(response=response, json=body)
+
+    visitor = visit()
+    visitor.page.route("**/v1/admin/agents?*", answer)
+    visitor.page.route("**/v1/admin/agents/press-01", answer)
+    page = visitor.go("agents", heading="Agents")
+    drained = row(page, "press-01")
+    expect(drained).to_contain_text(why)
+    expect(drained.get_by_text("drained", exact=True)).to_be_visible()
+    expect(drained).not_to_contain_text("problem")
+    assert visitor.barriers() == []
+    page = visitor.go("agents/press-01", heading="press-01")
+    expect(page.get_by_text("drained", exact=True)).to_be_visible()
+    expect(page.get_by_text(why)).to_be_visible()
+
+
 def test_it_is_searched_filtered_and_sorted(visit: Visit) -> None:
     page = visit().go("agents", heading="Agents")
     expect(page.locator("[data-agent]")).to_have_count(len(ALL))

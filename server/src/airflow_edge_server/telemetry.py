@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
+from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState, is_drain
 from airflow_edge_server import plainly
 from airflow_edge_server.domain.fleet import Place, Serving, percent
 from airflow_edge_server.store import fleet
@@ -140,7 +140,7 @@ class FleetMetrics:
         for name, row in agents.items():
             connected = AgentState(row.state) in CONNECTED_STATES
             self._gauge("agent.connected", int(connected), agent=name)
-            self._gauge("agent.problem", int(row.problem is not None), agent=name)
+            self._gauge("agent.problem", int(row.problem is not None and not is_drain(row.problem)), agent=name)
             if not connected:
                 continue
             self._gauge("agent.slots_total", row.slots_total, agent=name)

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from airflow_edge_agent.protocol.frames import Heartbeat, Metrics
 from airflow_edge_agent.protocol.jobs import JobState
-from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_agent.protocol.states import DRAINED_BY, AgentState
 from airflow_edge_server import __version__
 from airflow_edge_server.admin import models
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentMetric
@@ -93,6 +93,25 @@ async def test_agents_are_filtered_sorted_and_paged(admin: httpx.AsyncClient, da
     assert (page["total"], [item["name"] for item in page["items"]]) == (2, ["press-2"])
     for bad in ({"order_by": "secret"}, {"limit": 0}, {"limit": 1001}, {"state": "asleep"}, {"name": "x" * 101}):
         assert (await admin.get("/v1/admin/agents", params=bad)).status_code == 422, bad
+
+
+async def test_who_was_drained_on_the_host_has_no_problem(
+    admin: httpx.AsyncClient, database: Database, agent: FakeAgent
+) -> None:
+    """It tells by the same field why it takes no jobs, and somebody wants it so."""
+    why = f"{DRAINED_BY}alice: takes no new jobs until it is resumed"
+    await agent.hello()
+    await agent.exchange(agent.status(problem=why))
+    add_agent(database, "lathe", problem="no runtime")
+    database.add_job()
+    seen = await get(admin, "/agents/factory")
+    assert (seen["problem"], seen["drained"]) == (None, why)
+    assert (await get(admin, "/agents/lathe"))["drained"] is None
+    assert [one["name"] for one in (await get(admin, "/overview"))["problems"]] == ["lathe"]
+    for troubled, names in ((True, ["lathe"]), (False, ["factory"])):
+        assert [one["name"] for one in (await get(admin, "/agents", problem=troubled))["items"]] == names
+    (job,) = (await get(admin, "/jobs"))["items"]
+    assert job["why"] == "2 agents serve it, 1 drained, 1 with a problem"
 
 
 async def test_an_agent_is_shown_as_it_is(admin: httpx.AsyncClient, database: Database) -> None:

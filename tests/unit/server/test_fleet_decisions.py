@@ -58,4 +58,7 @@ def test_a_drained_agent_is_not_a_broken_one() -> None:
     drained = Server(AgentState.IDLE, "drained by the server", 4, 4, drained=True)
     places = survey([(["q"], None, drained)])
     assert why_waiting("q", None, 1, places) == "1 agent serves it, drained"
+    there = (AgentState.IDLE, 4, 4, "drained by alice: takes no new jobs until it is resumed")
+    assert why_waiting("q", None, 1, fleet(there)) == "1 agent serves it, drained"
+    assert why_waiting("q", None, 1, fleet(there, BROKEN)) == "2 agents serve it, 1 drained, 1 with a problem"
     assert queue_warning(2, places["q", None]) == "jobs wait, and none of its agents takes any: drained"

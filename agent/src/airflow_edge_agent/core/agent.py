@@ -63,7 +63,7 @@ from airflow_edge_agent.protocol.frames import (
     UnknownFrame,
 )
 from airflow_edge_agent.protocol.jobs import Outcome
-from airflow_edge_agent.protocol.states import TAKES_JOBS, AgentEvent, AgentState, can
+from airflow_edge_agent.protocol.states import DRAINED_BY, TAKES_JOBS, AgentEvent, AgentState, can
 
 LABELS_SHOWN = 3
 
@@ -158,7 +158,7 @@ class AgentCore(OperatedAgent):
     @property
     def hindrance(self) -> str | None:
         """Why no jobs are taken although the agent may be connected and not in maintenance."""
-        drained = self.drained_by and f"drained by {self.drained_by}: takes no new jobs until it is resumed"
+        drained = self.drained_by and f"{DRAINED_BY}{self.drained_by}: takes no new jobs until it is resumed"
         return self.problem or self.spool_problem or drained
 
     def status(self) -> Status:

@@ -143,6 +143,15 @@ IN_MAINTENANCE = frozenset(
 """States that survive a restart as maintenance."""
 
 
+DRAINED_BY = "drained by "
+"""How the problem of an agent begins that takes no new jobs because somebody on its host wants it so."""
+
+
+def is_drain(problem: str | None) -> bool:
+    """Tell whether what an agent tells as its problem is that it has been drained on its host."""
+    return problem is not None and problem.startswith(DRAINED_BY)
+
+
 def next_state(state: AgentState, event: AgentEvent) -> AgentState:
     """Return the state that follows.
 

@@ -312,7 +312,7 @@ def _agent_row(agent: models.AgentItem) -> dict[str, Any]:
         "memory_percent": _number(agent.metrics.memory_percent),
         "disk_percent": _number(agent.metrics.disk_percent),
         "problem": agent.problem or "",
-        "warning": "; ".join(agent.warnings),
+        "warning": "; ".join([*filter(None, [agent.drained]), *agent.warnings]),
         "maintenance": _maintenance(agent.maintenance),
     }
 

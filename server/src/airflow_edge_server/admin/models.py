@@ -103,6 +103,9 @@ class AgentItem(_Said):
     state: AgentState
     connected: bool
     problem: str | None = Field(description="Why it cannot work although it is connected.")
+    drained: str | None = Field(
+        default=None, description="Who drained it on its host, and what ends that; null: nobody has."
+    )
     warnings: list[str]
     queues: list[str] = Field(description="What it serves: what it wants to serve, as far as that is granted.")
     refused_queues: list[str] = Field(description="What it wants to serve, and is not granted.")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
-from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState
+from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState, is_drain
 from airflow_edge_server import __version__, compat
 from airflow_edge_server.admin import models
 from airflow_edge_server.domain.fleet import Serving, percent, queue_warning, why_waiting
@@ -103,7 +103,8 @@ def _agent(agent: EdgeAgent, held: int, away: models.AwayView | None) -> dict[st
         "team": agent.team_name,
         "state": state,
         "connected": state in CONNECTED_STATES,
-        "problem": agent.problem,
+        "problem": None if is_drain(agent.problem) else agent.problem,
+        "drained": agent.problem if is_drain(agent.problem) else None,
         "warnings": _warnings(versions),
         "queues": served,
         "refused_queues": sorted(set(agent.queues or ()) - set(served)),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState
+from airflow_edge_agent.protocol.states import CONNECTED_STATES, IN_MAINTENANCE, AgentState, is_drain
 from airflow_edge_server.domain.agents import takes_jobs
 
 Place = tuple[str, str | None]
@@ -68,8 +68,7 @@ def _hindrance(server: Server) -> str | None:
         return _MAINTENANCE if server.state is AgentState.OFFLINE_MAINTENANCE else _GONE
     if server.state in IN_MAINTENANCE or server.state is AgentState.MAINTENANCE_EXIT:
         return _MAINTENANCE
-    if server.drained:
-        # It tells that as its problem, too.
+    if server.drained or is_drain(server.problem):
         return _DRAINED
     return _TROUBLED if server.problem is not None else _STARTING
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, String, and_, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, String, and_, case, cast, func, not_, or_, select
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.jobs import HELD_STATES, JobState
-from airflow_edge_agent.protocol.states import AgentState
+from airflow_edge_agent.protocol.states import DRAINED_BY, AgentState
 from airflow_edge_server.domain.dispatch import KIND_ORDER
 from airflow_edge_server.domain.fleet import Place, Server, Serving, survey
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentJob, EdgeAgentMetric
@@ -88,8 +88,14 @@ def _matching(wanted: AgentFilter) -> list[ColumnElement[bool]]:
     if wanted.states:
         where.append(EdgeAgent.state.in_([state.value for state in wanted.states]))
     if wanted.troubled is not None:
-        where.append(EdgeAgent.problem.is_not(None) if wanted.troubled else EdgeAgent.problem.is_(None))
+        where.append(_troubled() if wanted.troubled else not_(_troubled()))
     return where
+
+
+def _troubled() -> ColumnElement[bool]:
+    problem = EdgeAgent.problem
+    # Both halves are known for each row, so that the contrary can be asked for.
+    return and_(problem.is_not(None), not_(func.coalesce(problem, "").startswith(DRAINED_BY, autoescape=True)))
 
 
 def _like(glob: str) -> str:
@@ -296,7 +302,7 @@ def find_troubled(session: Session, *, limit: int) -> tuple[Sequence[Any], int]:
     agent = EdgeAgent
     where = or_(
         agent.state == AgentState.UNKNOWN.value,
-        and_(agent.problem.is_not(None), agent.state.not_in([AgentState.OFFLINE.value])),
+        and_(_troubled(), agent.state.not_in([AgentState.OFFLINE.value])),
     )
     total = session.scalar(select(func.count()).select_from(agent).where(where)) or 0
     query = select(agent.name, agent.state, agent.problem, agent.last_contact_at).where(where).order_by(agent.name)

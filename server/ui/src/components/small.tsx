@@ -26,6 +26,10 @@ export const ProblemBadge = ({ agent }: { readonly agent: Pick<Agent, "problem">
     </Badge>
   );
 
+/** Whether by the server or on its host. */
+export const isDrained = (agent: Pick<Agent, "drained" | "overrides">) =>
+  agent.overrides.drain === true || (agent.drained ?? null) !== null;
+
 export const JobBadge = ({ job }: { readonly job: Job }) => {
   const { palette, word } = jobWord(job);
   return (
@@ -125,9 +129,10 @@ export const Meter = ({ label, percent, title }: MeterProps) => {
   );
 };
 
-export const Warnings = ({ agent }: { readonly agent: Pick<Agent, "problem" | "warnings"> }) => {
+export const Warnings = ({ agent }: { readonly agent: Pick<Agent, "drained" | "problem" | "warnings"> }) => {
   const lines = [
     ...(agent.problem === null ? [] : [{ palette: "red", text: agent.problem }]),
+    ...(agent.drained === null || agent.drained === undefined ? [] : [{ palette: "orange", text: agent.drained }]),
     ...agent.warnings.map((text) => ({ palette: "orange", text })),
   ];
   return lines.map(({ palette, text }) => (

@@ -23,7 +23,17 @@ import { JobTable } from "../components/JobTable";
 import { useNow } from "../components/now";
 import { OrderMenu } from "../components/OrderMenu";
 import { useRights } from "../components/rights";
-import { Away, Empty, Meter, PageLink, ProblemBadge, Section, StateBadge, Warnings } from "../components/small";
+import {
+  Away,
+  Empty,
+  isDrained,
+  Meter,
+  PageLink,
+  ProblemBadge,
+  Section,
+  StateBadge,
+  Warnings,
+} from "../components/small";
 import { bytes, dateTime, duration } from "../format";
 import { AGENT_STATES } from "../words";
 
@@ -328,7 +338,7 @@ export const AgentPage = () => {
               </Heading>
               <StateBadge state={agent.state} />
               <ProblemBadge agent={agent} />
-              {agent.overrides.drain === true ? <Text fontSize="sm">drained</Text> : undefined}
+              {isDrained(agent) ? <Text fontSize="sm">drained</Text> : undefined}
             </HStack>
             <HStack wrap="wrap">
               {mayChange ? undefined : (

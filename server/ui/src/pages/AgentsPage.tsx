@@ -11,7 +11,17 @@ import { ArrowDown, ArrowUp } from "../components/icons";
 import { OrderMenu } from "../components/OrderMenu";
 import { Paging } from "../components/Paging";
 import { useRights } from "../components/rights";
-import { Away, agentPath, Empty, Meter, PageLink, ProblemBadge, StateBadge, Warnings } from "../components/small";
+import {
+  Away,
+  agentPath,
+  Empty,
+  isDrained,
+  Meter,
+  PageLink,
+  ProblemBadge,
+  StateBadge,
+  Warnings,
+} from "../components/small";
 import { bytes, count, dateTime } from "../format";
 import { ALL_STATES } from "../words";
 
@@ -102,7 +112,7 @@ const State = ({ agent }: { readonly agent: Agent }) => (
   <>
     <StateBadge state={agent.state} />
     <ProblemBadge agent={agent} />
-    {agent.overrides.drain === true ? <Text fontSize="xs">drained</Text> : undefined}
+    {isDrained(agent) ? <Text fontSize="xs">drained</Text> : undefined}
   </>
 );
 
