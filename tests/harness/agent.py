@@ -136,6 +136,18 @@ class AgentProcess:
         self.credential_file.touch(mode=0o600)
         self.credential_file.write_text(text.strip() + "\n")
 
+    def status(self, seconds: float = 60) -> str:
+        """Return what ``edgectl status`` says, as one line."""
+        done = subprocess.run(
+            [self.program.with_name("edgectl"), "--config", self.config, "status"],
+            env=self.keeper.environment(self._variables),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        return " ".join((done.stdout.strip() or done.stderr.strip()).split())
+
     def enroll(self, token: str, *options: str, seconds: float = 60) -> str:
         """Exchange a join token for a credential, as an operator does, and return what edgectl says.
 

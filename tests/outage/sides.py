@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -156,15 +155,7 @@ class OurSide(Side):
         return str(self.site.query("SELECT state FROM edge_agent WHERE name = 'edge'")[0][0]).replace("_", " ")
 
     def worker_says(self) -> str:
-        done = subprocess.run(
-            [self.agent.program.with_name("edgectl"), "--config", self.agent.config, "status"],
-            env=self.keeper.environment({}),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-        return done.stdout.strip() or done.stderr.strip()
+        return self.agent.status(_SECONDS)
 
 
 class PeerSide(Side):

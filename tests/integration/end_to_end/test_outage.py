@@ -5,6 +5,7 @@ All clocks are shortened: Airflow fails a task after 25 s without heartbeat, whe
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ def states(site: AirflowSite, run: str) -> list[str]:
 
 def test_tasks_and_their_results_outlive_an_outage(outage_site: AirflowSite, keeper: Keeper, tmp_path: Path) -> None:
     site = outage_site
-    with FaultProxy(site.port) as proxy, start(site, proxy, keeper, tmp_path, name="edge-outage"):
+    with FaultProxy(site.port) as proxy, start(site, proxy, keeper, tmp_path, name="edge-outage") as agent:
         run = site.api.trigger_dag("outage", conf={"dir": str(tmp_path)})
         wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 8, seconds=90, what="8 tasks to run")
         proxy.refuse()
@@ -83,6 +84,9 @@ def test_tasks_and_their_results_outlive_an_outage(outage_site: AirflowSite, kee
         for number in (0, 1):
             (tmp_path / f"go-{number}").touch()
         wait_until(lambda: len(list(tmp_path.glob("ended-*"))) == 2, seconds=60, what="two tasks to end")
+        lease = r"disconnected since \S+, lease until \S+"
+        told = re.compile(lease + ", 6 tasks running, 2 results waiting")
+        wait_until(lambda: told.search(agent.status()), seconds=60, what="the agent to tell of both", seen=agent.status)
         wait_until(
             lambda: time.monotonic() > cut_at + OUTAGE_SECONDS,
             seconds=2 * OUTAGE_SECONDS,
@@ -90,6 +94,11 @@ def test_tasks_and_their_results_outlive_an_outage(outage_site: AirflowSite, kee
         )
         (state,) = site.query("SELECT state FROM edge_agent WHERE name = 'edge-outage'")
         assert state == ("unknown",)
+        # There it is known how it was when it was last heard of.
+        (shown,) = [
+            line for line in site.cli("edge-agents", "list", "--output", "plain").splitlines() if "edge-outage" in line
+        ]
+        assert re.search(r"disconnected since .+, lease until .+, 8 tasks running, 0 results waiting", shown), shown
         assert states(site, run) == ["running"] * 8, "Airflow must not have lost patience"
         proxy.heal()
         back_at = time.monotonic()

@@ -181,11 +181,30 @@ async def test_a_full_disk_makes_the_task_wait(desk: Desk, monkeypatch: pytest.M
 
     monkeypatch.setattr(desk.store, "keep_final", full)
     waits = asyncio.create_task(desk.say(job))
-    while job not in desk.relay.ending:  # noqa: ASYNC110 -- it says nothing when it begins to wait
+    while not desk.core.jobs[job].ending:  # noqa: ASYNC110 -- it says nothing when it begins to wait
         await asyncio.sleep(0.01)
     desk.airflow.answer = RelayReply.plain(204)
+    assert (desk.core.working, desk.core.results_waiting) == (0, 1)
     assert await waits == 204
     assert not desk.core.jobs[job].unsaid
+    assert (desk.core.working, desk.core.results_waiting) == (1, 0)
+
+
+async def test_a_return_value_that_waits_is_a_result_that_waits(desk: Desk) -> None:
+    job, other = desk.add(), desk.add()
+    value = asyncio.create_task(desk.call(job, "POST", "xcoms/d/r/t/return_value?map_index=-1", 42))
+    another = asyncio.create_task(desk.call(other, "POST", "xcoms/d/r/t/so_far", 42))
+    while not desk.core.jobs[job].ending:  # noqa: ASYNC110 -- it says nothing when it begins to wait
+        await asyncio.sleep(0.01)
+    assert (desk.core.working, desk.core.results_waiting) == (1, 1), "the other has more to do"
+    desk.airflow.answer = RelayReply.plain(201)
+    assert (await value, await another) == (201, 201)
+    assert (desk.core.working, desk.core.results_waiting) == (2, 0)
+    desk.airflow.answer = None
+    await desk.say(job)
+    assert (desk.core.working, desk.core.results_waiting) == (1, 1), "from when it is taken, not from the process's end"
+    desk.end(job)
+    assert (desk.core.working, desk.core.results_waiting) == (1, 1)
 
 
 async def test_the_loop_delivers_when_the_session_opens(desk: Desk) -> None:

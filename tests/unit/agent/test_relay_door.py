@@ -22,7 +22,7 @@ from airflow_edge_agent.adapters.relay_http import WHOLE_BYTES
 from airflow_edge_agent.adapters.relay_socket import RelayListener
 from airflow_edge_agent.core.agent import AgentCore
 from airflow_edge_agent.core.backoff import Backoff
-from airflow_edge_agent.core.events import LinkLost, LinkOpened
+from airflow_edge_agent.core.events import JobEnding, LinkLost, LinkOpened
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.core.policy import Limits
 from airflow_edge_agent.ctl import show
@@ -302,7 +302,6 @@ async def test_an_outage_is_told_with_its_end(tmp_path: Path) -> None:
             LinkLoop(place.pump, MemoryTransport(ScriptedServer()), FixedProbe(), hello=make_hello, backoff=Backoff()),
         )
         reporter = Reporter(core, link, Person("edge-1", "1", 42, "a", "i", 0.0, "https://x"))
-        reporter.ending = lambda: len(place.relay.ending)
         assert reporter.away() is None, "never connected"
         place.pump.feed(LinkOpened(make_welcome()))
         assert reporter.away() is None
@@ -312,7 +311,7 @@ async def test_an_outage_is_told_with_its_end(tmp_path: Path) -> None:
         )
         ends.heard_at = time.monotonic()
         core.jobs[ends.job_id] = ends
-        place.relay.ending.add(ends.job_id)
+        place.pump.feed(JobEnding(ends.job_id, waits=True))
         place.pump.feed(LinkLost("cut"))
         away = reporter.report()["away"]
         since, until = (datetime.fromisoformat(away[key]) for key in ("since", "lease_until"))

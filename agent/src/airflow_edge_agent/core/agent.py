@@ -14,6 +14,7 @@ from airflow_edge_agent.core.events import (
     FrameArrived,
     Instruction,
     JobEnded,
+    JobEnding,
     JobFound,
     JobHeard,
     JobStarted,
@@ -145,6 +146,16 @@ class AgentCore(OperatedAgent):
         return sum(1 for job in self.jobs.values() if job.phase is Phase.FINISHED)
 
     @property
+    def results_waiting(self) -> int:
+        """How many results the server has not taken, those included that keep their tasks from ending."""
+        return sum(1 for job in self.jobs.values() if not job.works)
+
+    @property
+    def working(self) -> int:
+        """How many jobs have work to do."""
+        return sum(1 for job in self.jobs.values() if job.works)
+
+    @property
     def spooled_bytes(self) -> int:
         """How much log the server has not acknowledged."""
         return undelivered_bytes(job.spooled() for job in self.jobs.values())
@@ -198,8 +209,8 @@ class AgentCore(OperatedAgent):
                 self._lost()
             case JobStarted():
                 self._started(event)
-            case JobHeard(job_id):
-                self._heard(job_id)
+            case JobHeard() | JobEnding():
+                self._asked(event)
             case JobEnded():
                 self.jobs_ended[event.outcome] += self._ended(event)
             case FinalKept() | FinalSettled():
@@ -402,9 +413,13 @@ class AgentCore(OperatedAgent):
         self._say("info", "started", job, name="job_started")
         self._out.append(Send(Started(job_id=job.job_id, fence=job.fence, pid=event.pid)))
 
-    def _heard(self, job_id: str) -> None:
-        job = self.jobs.get(job_id)
-        if job is not None:
+    def _asked(self, event: JobHeard | JobEnding) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None:
+            return
+        if isinstance(event, JobEnding):
+            job.ending = event.waits
+        else:
             job.heard_at = self._now
 
     def lease_ends_at(self, job: AgentJob) -> float | None:

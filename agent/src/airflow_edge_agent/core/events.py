@@ -59,6 +59,15 @@ class JobHeard:
 
 
 @dataclass(frozen=True)
+class JobEnding:
+    """The job has done its work, but the server cannot hear its return value or its final state."""
+
+    job_id: str
+    waits: bool
+    """``False``: it does not wait for that any more."""
+
+
+@dataclass(frozen=True)
 class JobEnded:
     """The job is over, or never began."""
 
@@ -205,6 +214,7 @@ Event = (
     | LinkLost
     | JobStarted
     | JobHeard
+    | JobEnding
     | JobEnded
     | FinalKept
     | FinalSettled

@@ -73,6 +73,8 @@ class AgentJob:
     """How long it may run on without the server, if it is relayed. 0: nothing is said about it."""
     heard_at: float = 0.0
     """When the server last answered it, or confirmed it to us."""
+    ending: bool = False
+    """It waits for the server to hear its return value or its final state."""
     unsaid: bool = False
     """Its final state waits on disk for Airflow."""
     settled: FinalSettled | None = None
@@ -86,6 +88,11 @@ class AgentJob:
     def holds_slots(self) -> bool:
         """Whether its slots are taken: until its processes are gone, not until the server knows."""
         return self.phase is not Phase.FINISHED
+
+    @property
+    def works(self) -> bool:
+        """Whether it has something to do besides waiting for the server to hear how it ended."""
+        return self.holds_slots and not (self.ending or self.unsaid)
 
     @property
     def done(self) -> bool:

@@ -294,7 +294,7 @@ class LinkLoop:
             sent_at=datetime.now(UTC),
             versions=self.versions,
             custom=self.custom or None,
-            results_waiting=self._pump.core.undelivered,
+            results_waiting=self._pump.core.results_waiting,
         )
         if not self._pump.core.connected:
             # The welcome has not been taken in yet: the status of now is not that of a moment later, and should it come

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from airflow_edge_agent.core.events import JobHeard
+from airflow_edge_agent.core.events import JobEnding, JobHeard
 from airflow_edge_agent.core.jobs import AgentJob, Phase
 from airflow_edge_agent.ports import FINAL_TARGET, ExecutionApi, NotReached, RelayCall, RelayReply, TransportError
 from airflow_edge_agent.runtime.finals import FinalStates, accepted, is_long, whole
@@ -43,6 +43,7 @@ _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
 _START = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/run(\?|$)")
 _CREATED = 201
+_RETURN_VALUE = re.compile(rb"xcoms/[^/?]+/[^/?]+/[^/?]+/return_value(\?.*)?")
 _FAILED = 424
 """What a call is answered that fails at once: a status that the Task SDK takes for an error and does not try again."""
 
@@ -81,8 +82,6 @@ class Relay:
         self._pump = pump
         self._execution = execution
         self._key = key
-        self.ending: set[str] = set()
-        """Jobs whose last word to Airflow waits for the server."""
         self._said_at = -_SAY_SECONDS
         self._away = False
         """Whether the last call did not get through."""
@@ -110,7 +109,8 @@ class Relay:
             try:
                 yield await self._answer(job, passed, stack)
             finally:
-                self.ending.discard(job.job_id)
+                if job.ending:
+                    self._pump.feed(JobEnding(job.job_id, waits=False))
 
     def _caller(self, call: RelayCall) -> AgentJob | None:
         shown = [value for name, value in call.headers if name == b"authorization"]
@@ -150,9 +150,10 @@ class Relay:
                 if final:
                     if await self._finals.keep(job, call):
                         return accepted()
-                    self.ending.add(job.job_id)
                 elif self._fails(call, attempts):
                     return RelayReply.plain(_FAILED, f"the server is away: {error}")
+                if final or (call.method == "POST" and _RETURN_VALUE.fullmatch(call.target)):
+                    self._pump.feed(JobEnding(job.job_id, waits=True))
                 if not isinstance(call.body, bytes):
                     # It is gone. The Task SDK makes the call again, which is in vain before the server is there.
                     await self._reachable(job, patience)

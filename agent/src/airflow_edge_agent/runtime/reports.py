@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,8 +41,6 @@ class Reporter:
         """What keeps jobs apart, as the last runner has said; ``None``: none has, yet."""
         self.unserved_metrics: str | None = None
         """Why the metrics are not served although the configuration says so."""
-        self.ending: Callable[[], int] = lambda: 0
-        """Tells how many jobs have ended and cannot tell Airflow how."""
 
     def line(self) -> str:
         """Describe it in one line, for the service manager."""
@@ -73,12 +70,11 @@ class Reporter:
         core = self._core
         if core.connected or core.lost_at is None:
             return None
-        ending = self.ending()
         return {
             "since": _wall(core.lost_at),
             "lease_until": None if core.lease_until is None else _wall(core.lease_until),
-            "running": sum(1 for job in core.jobs.values() if job.holds_slots) - ending,
-            "results_waiting": core.undelivered + ending,
+            "running": core.working,
+            "results_waiting": core.results_waiting,
         }
 
     def report(self) -> dict[str, Any]:
