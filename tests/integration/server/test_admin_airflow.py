@@ -49,6 +49,7 @@ def enrolled(site: AirflowSite, tmp_path_factory: pytest.TempPathFactory) -> Age
     agent = AgentProcess(
         root, keeper=site.keeper, environment=here, runtime=here, server_url=site.url, token=token, name="press-07"
     )
+    assert "the join token is not used up" in agent.enroll(token, "--dry-run")
     agent.enroll(token)
     return agent
 

@@ -27,6 +27,7 @@ from airflow_edge_agent import __version__
 from airflow_edge_agent.adapters.credential import read_credential
 from airflow_edge_agent.adapters.keys import public_key
 from airflow_edge_agent.ctl.client import SYSTEM_SOCKET, find_socket
+from airflow_edge_agent.ctl.rehearsal import hindrance
 from airflow_edge_agent.protocol.enrolment import EnrollReply
 from fakes.credentials import write_credential_file
 
@@ -172,6 +173,8 @@ class Gatekeeper(BaseHTTPRequestHandler):
             return
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
             self.answer(401, b"", ("WWW-Authenticate", f'Bearer realm="edge-agents", time="{time.time():.0f}"'))
+        elif not body:
+            self.answer(400, json.dumps({"error": "no request for enrolment: name"}).encode())
         elif server.refusal is not None:
             self.answer(403, json.dumps({"error": server.refusal}).encode())
         else:
@@ -278,6 +281,35 @@ def test_nothing_is_changed_by_an_enrolment_that_fails(site: Site, gatekeeper: G
     assert "not enrolled: this join token expired" in text
     assert TOKEN not in text
     assert site.credential.read_bytes() == before
+
+
+def test_a_rehearsal_leaves_no_trace(site: Site, gatekeeper: GatekeeperServer) -> None:
+    site.configure(enrolled=False)
+    before = sorted(site.root.rglob("*"))
+    text = site.ctl("enroll", gatekeeper.url, "--name", "press-07", "--dry-run", stdin=TOKEN)
+    drop_in = site.root / "conf.d" / "00-enrolment.toml"
+    assert f"{gatekeeper.url} serves agents, and knows this join token." in text
+    assert f"{drop_in}: server_url and name" in text
+    assert f"{site.credential}: the credential, with a new private key" in text
+    assert TOKEN not in text
+    told = json.loads(site.ctl("enroll", gatekeeper.url, "--dry-run", "--json", stdin=TOKEN))
+    assert (told["server_url"], told["name"]) == (gatekeeper.url, "edge-1")
+    assert str(site.credential) in told["writes"]
+    assert sorted(site.root.rglob("*")) == before
+    assert [body for _, body in gatekeeper.seen] == [{}] * 4, "nobody has asked to be let in"
+    wrong = TOKEN.replace("s", "x")
+    assert "does not know this join token" in site.ctl("enroll", gatekeeper.url, "--dry-run", stdin=wrong, code=3)
+    site.environment["EDGE_AGENT_NAME"] = "lathe"
+    text = site.ctl("enroll", gatekeeper.url, "--name", "press-07", "--dry-run", stdin=TOKEN, code=3)
+    assert "name is set otherwise in" in text
+    assert "EDGE_AGENT_NAME" in text
+
+
+def test_a_rehearsal_says_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1_000)
+    path = tmp_path / "not" / "there" / "credential"
+    assert hindrance([(path, "")]) == f"{path}: {tmp_path} cannot be written; try with sudo"
 
 
 def test_a_lost_answer_is_asked_for_with_the_same_key(site: Site, gatekeeper: GatekeeperServer) -> None:

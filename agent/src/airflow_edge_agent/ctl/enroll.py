@@ -25,7 +25,8 @@ from airflow_edge_agent.adapters.files import agent_identity, boot_identity, syn
 from airflow_edge_agent.adapters.http import translate
 from airflow_edge_agent.adapters.keys import KEY_BYTES, KeyFault, new_private_key
 from airflow_edge_agent.adapters.network import proxy_for
-from airflow_edge_agent.configuration import DEFAULT_CONFIG, ConfigError, load
+from airflow_edge_agent.configuration import DEFAULT_CONFIG, ConfigError, Loaded, load
+from airflow_edge_agent.ctl import rehearsal
 from airflow_edge_agent.ctl.client import Client, DaemonDown, Refused, find_socket
 from airflow_edge_agent.ctl.main import BAD_CONFIG, DOWN, OK, REFUSED, USAGE
 from airflow_edge_agent.ctl.terminal import complain, out, plain
@@ -45,6 +46,7 @@ UNANSWERED = "enrolling.json"
 TOKEN_MAX_BYTES = 4_096
 SECONDS = 20.0
 
+_UNKNOWN = "the server does not know this join token; is it another server's?"
 _TOKEN = re.compile(r"eaj_[0-9a-f]{16}_[A-Za-z0-9_-]{43}")
 
 
@@ -67,6 +69,8 @@ def enroll(arguments: argparse.Namespace) -> int:
         complain("which server? edgectl enroll https://..., or set server_url in agent.toml")
         return USAGE
     settings = loaded.settings
+    if arguments.dry_run:
+        return _rehearse(arguments, loaded, overrides)
     try:
         with _Server(settings) as server:
             server.check()
@@ -88,6 +92,34 @@ def enroll(arguments: argparse.Namespace) -> int:
     else:
         _tell(reply)
     return _take_up(Client(find_socket(arguments.socket, arguments.config)), say=complain if arguments.json else out)
+
+
+def _rehearse(arguments: argparse.Namespace, loaded: Loaded, overrides: dict[str, Any]) -> int:
+    """Look whether it would succeed, as far as that can be seen without using the join token up or writing anything."""
+    config, settings = arguments.config or DEFAULT_CONFIG, loaded.settings
+    drop_in = config.parent / "conf.d" / DROP_IN
+    files = rehearsal.writes(loaded, overrides, drop_in)
+    try:
+        with _Server(settings) as server:
+            server.check()
+            server.knows(_read_token(arguments))
+        present = load(arguments.config, {}, unenrolled=True)
+        fault = rehearsal.overruled(present, overrides, config, drop_in) or rehearsal.hindrance(files)
+    except (EnrolError, TransportError) as error:
+        fault = str(error)
+    if fault is not None:
+        complain(plain(fault))
+        return REFUSED
+    if arguments.json:
+        told = {"server_url": settings.server_url, "name": settings.name, "writes": [str(path) for path, _ in files]}
+        out(json.dumps(told))
+        return OK
+    out(plain(f"{settings.server_url} serves agents, and knows this join token."))
+    out(plain(f"This machine would become the agent {settings.name}, and this would be written:"))
+    for path, purpose in files:
+        out(plain(f"  {path}: {purpose}"))
+    out("Nothing has been written, and the join token is not used up.")
+    return OK
 
 
 def _tell(reply: EnrollReply) -> None:
@@ -168,6 +200,18 @@ class _Server:
         if answer.status_code != httpx.codes.UNAUTHORIZED or not is_ours(answer.headers.get("www-authenticate")):
             raise status_fault(self._url, answer.status_code, answer.reason_phrase, location=_location(answer))
 
+    def knows(self, token: str) -> None:
+        """Ask whether there is such a join token, by a request that is none for enrolment.
+
+        :raises EnrolError: there is not.
+        :raises TransportError: there is no answer, or none of the agent API's.
+        """
+        answer = self._post(token, "{}")
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise EnrolError(f"{self._url}: {_UNKNOWN}")
+        if answer.status_code != httpx.codes.BAD_REQUEST:
+            raise status_fault(self._url, answer.status_code, answer.reason_phrase)
+
     def exchange(self, token: str, attempt: _Attempt, name: str, agent_id: str) -> EnrollReply:
         """Exchange the join token.
 
@@ -185,7 +229,7 @@ class _Server:
         )
         answer = self._post(token, request.model_dump_json())
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise EnrolError(f"{self._url}: the server does not know this join token; is it another server's?")
+            raise EnrolError(f"{self._url}: {_UNKNOWN}")
         try:
             if answer.is_success:
                 return EnrollReply.model_validate_json(answer.content)

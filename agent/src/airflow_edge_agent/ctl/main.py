@@ -171,7 +171,8 @@ def _setting_up(commands: Any) -> None:
         "written. A running agent takes the new credential up at once; one that it had before is not valid any more.",
         ["sudo edgectl enroll https://airflow.example.com",
          "sudo edgectl enroll https://airflow.example.com --name press-07 < token.txt",
-         "sudo edgectl enroll --token-file token.txt"],
+         "sudo edgectl enroll --token-file token.txt",
+         "sudo edgectl enroll --token-file token.txt --dry-run"],
     )  # fmt: skip
     enroll.add_argument("url", nargs="?", metavar="URL", help="Airflow's base URL (default: as configured)")
     enroll.add_argument("--name", metavar="NAME", help="name of this agent, if it is not the host's")
@@ -184,6 +185,11 @@ def _setting_up(commands: Any) -> None:
         "--token-credential",
         metavar="NAME",
         help="systemd credential with the join token, see $CREDENTIALS_DIRECTORY",
+    )
+    enroll.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="look at the server and say what would be written; write nothing, and do not use the join token up",
     )
     enroll.add_argument("--json", action="store_true", help="print what the agent may do as a JSON object")
     config = _add(commands, "config", "check or show the configuration", "Check or show what agent.toml, conf.d/*.toml "
