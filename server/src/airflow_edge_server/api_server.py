@@ -22,6 +22,7 @@ from airflow.utils.providers_configuration_loader import providers_configuration
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES
 from airflow_edge_server import compat, config
 from airflow_edge_server.console import fail, note
+from airflow_edge_server.descriptors import make_room
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -45,7 +46,7 @@ _CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": 
 def api_server(args: Namespace) -> None:
     """Serve the agent API until a signal ends it."""
     try:
-        config.load()
+        settings = config.load()
         compat.check_signing_key()
     except AirflowConfigException as error:
         fail(str(error))
@@ -62,6 +63,8 @@ def api_server(args: Namespace) -> None:
         "log_config": None,
         **_tls(args),
     }
+    if (problem := make_room(settings.max_connections)) is not None:
+        note(f"warning: {problem}")
     import uvicorn  # noqa: PLC0415  heavy, and only for this command
 
     if args.uds is None:
