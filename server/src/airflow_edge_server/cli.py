@@ -52,7 +52,7 @@ _PLATFORM = Arg(
 )
 _JOBS = Arg(
     ("--jobs",),
-    help="What becomes of the tasks that it runs: they finish, and tell Airflow so themselves, or they are cancelled. "
+    help="What becomes of the jobs that it holds: it is let in until they have finished, or they are cancelled. "
     "Default: finish.",
     choices=("finish", "cancel"),
     default="finish",
@@ -151,8 +151,8 @@ def _joining() -> tuple[ActionCommand | GroupCommand, ...]:
         ),
         _command(
             "revoke",
-            "Revoke the credentials of agents: their connections end within two seconds, and they cannot come back "
-            "until they are enrolled again",
+            "Revoke the credentials of agents: they are shut out within two seconds, or when their jobs have finished, "
+            "and cannot come back until they are enrolled again",
             "revoke",
             _AGENTS,
             _JOBS,

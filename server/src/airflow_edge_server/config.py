@@ -42,6 +42,8 @@ class Settings:
     log_max_bytes: int = 200 * 2**20
     """Most log of one job that is stored; 0: all."""
     execution_api: str = "relay"
+    revoke_grace_seconds: float = 86_400.0
+    """How long an agent that was revoked may finish the jobs that it holds."""
     credential_days: float = 180.0
     """0: credentials are valid for ever, and not rotated."""
     disconnect_lease_seconds: float = 1_800.0
@@ -88,6 +90,7 @@ def load(source: Any = conf) -> Settings:
         wrong_credentials_per_minute=_number(source, "wrong_credentials_per_minute", 60, 0, 1_000_000),
         log_max_bytes=int(_number(source, "log_max_mb", 200, 0, 1_000_000) * 2**20),
         execution_api=str(source.get(SECTION, "execution_api", fallback="relay")).strip(),
+        revoke_grace_seconds=_number(source, "revoke_grace", 86_400, 60, 30 * 86_400),
         credential_days=_number(source, "credential_days", 180, 0, 36_500),
         disconnect_lease_seconds=_number(source, "disconnect_lease", 1_800, 0, LONGEST_LEASE_SECONDS),
         relay_task_metrics=source.getboolean(SECTION, "relay_task_metrics", fallback=False),

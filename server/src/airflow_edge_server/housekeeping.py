@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_edge_server import compat, config, plainly
-from airflow_edge_server.store import agents, controls, enrolment, purge, queue
+from airflow_edge_server.store import agents, controls, enrolment, finishing, purge, queue
 from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import airflow_sessions, read, write
 from airflow_edge_server.telemetry import FleetMetrics
@@ -56,7 +56,7 @@ class Housekeeping:
         self._return_unstarted_jobs(settings)
         self._keep_tasks_alive(settings)
         self._end_lost_jobs(settings)
-        self._end_jobs_of_revoked_agents()
+        self._end_jobs_of_revoked_agents(settings)
         self._revoke_stale_jobs()
         self._end_due_maintenance()
         if self._metrics.is_due():
@@ -108,7 +108,13 @@ class Housekeeping:
                 traced(lost.workload),
             )
 
-    def _end_jobs_of_revoked_agents(self) -> None:
+    def _end_jobs_of_revoked_agents(self, settings: config.Settings) -> None:
+        grace, now = settings.revoke_grace_seconds, datetime.now(UTC)
+        overdue = write(
+            airflow_sessions, lambda session: finishing.cancel_overdue(session, grace_seconds=grace, now=now)
+        )
+        if overdue:
+            log.warning("%d jobs of revoked agents are cancelled: they had %g s to finish", overdue, grace)
         for lost in write(airflow_sessions, lambda session: queue.end_revoked(session, after_seconds=REVOKED_SECONDS)):
             name, trace = lost.agent_name, traced(lost.workload)
             log.warning("Job %s is taken away from agent %s, which was revoked%s", lost.id, name, trace)

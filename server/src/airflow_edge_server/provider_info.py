@@ -73,6 +73,14 @@ def get_provider_info() -> dict[str, Any]:
                         "are over; an agent that is away for longer than the other half has to be enrolled\n"
                         "again. 0: valid for ever, and never replaced.\n",
                     ),
+                    "revoke_grace": _option(
+                        "float",
+                        "86400",
+                        "3600",
+                        "Seconds that an agent that was revoked with ``--jobs finish`` has to finish the jobs that it\n"
+                        "holds. It is shut out as soon as the last of them has ended; those that have not by then are\n"
+                        "cancelled.\n",
+                    ),
                     "job_retention": _option(
                         "float",
                         "7",

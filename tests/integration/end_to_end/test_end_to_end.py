@@ -21,6 +21,9 @@ StartAgent = Callable[..., AgentProcess]
 
 pytestmark = pytest.mark.integration
 
+both_ways = pytest.mark.parametrize("way", ["relay", "direct"])
+"""How tasks reach Airflow: all other tests do it as it is by default."""
+
 
 def notes(folder: Path) -> Counter[str]:
     """Count what the task bodies wrote, without their process ids."""
@@ -30,8 +33,8 @@ def notes(folder: Path) -> Counter[str]:
     return Counter(line.rsplit(" ", 1)[0] for line in path.read_text().splitlines())
 
 
-def trigger(site: AirflowSite, dag_id: str, folder: Path) -> str:
-    return site.api.trigger_dag(dag_id, conf={"dir": str(folder)})
+def trigger(site: AirflowSite, dag_id: str, folder: Path, **conf: object) -> str:
+    return site.api.trigger_dag(dag_id, conf={"dir": str(folder), **conf})
 
 
 def stored_log(site: AirflowSite, job_id: str) -> bytes:
@@ -56,8 +59,9 @@ def log_text(site: AirflowSite, ti: TaskInstance, try_number: int | None = None)
     return "\n".join(line.event for line in site.api.log(ti, try_number=try_number))
 
 
-def test_a_dag_with_everything(site: AirflowSite, start_agent: StartAgent, tmp_path: Path) -> None:
-    agent = start_agent(queues=["default"], concurrency=4)
+@both_ways
+def test_a_dag_with_everything(site: AirflowSite, start_agent: StartAgent, tmp_path: Path, way: str) -> None:
+    agent = start_agent(queues=["default"], concurrency=4, settings={"execution_api": way})
     run = trigger(site, "everything", tmp_path)
     assert site.api.wait_for_run("everything", run) == "success"
     assert notes(tmp_path) == Counter(
@@ -140,9 +144,13 @@ def test_an_api_server_restart_loses_nothing(site: AirflowSite, start_agent: Sta
     ]
 
 
-def test_a_killed_agent_takes_its_jobs_over(site: AirflowSite, start_agent: StartAgent, tmp_path: Path) -> None:
-    agent = start_agent()
-    run = trigger(site, "steps", tmp_path)
+@both_ways
+def test_a_killed_agent_takes_its_jobs_over(
+    site: AirflowSite, start_agent: StartAgent, tmp_path: Path, way: str
+) -> None:
+    agent = start_agent(settings={"execution_api": way})
+    # A relayed task that returns a value waits with it for the next daemon: test_relay.py.
+    run = trigger(site, "steps", tmp_path, no_value=way == "relay")
     wait_for_note(tmp_path, "began")
     job = only_job(agent)
     agent.kill()
@@ -265,13 +273,50 @@ def test_maintenance_from_the_server(site: AirflowSite, start_agent: StartAgent,
     assert site.api.wait_for_run("steps", run) == "success"
 
 
-def test_an_agent_that_is_revoked(site: AirflowSite, start_agent: StartAgent) -> None:
-    agent = start_agent()
+@both_ways
+def test_a_revoked_agent_finishes_its_jobs(
+    site: AirflowSite, start_agent: StartAgent, tmp_path: Path, way: str
+) -> None:
+    agent = start_agent(settings={"execution_api": way})
+    run = trigger(site, "steps", tmp_path)
+    wait_for_note(tmp_path, "began")
+    job = only_job(agent)
     site.cli("edge-agents", "revoke", agent.name)
+    other = trigger(site, "steps", tmp_path / "other")
+    wait_until(
+        lambda: site.query(f"SELECT state FROM edge_agent_job WHERE run_id = '{other}'") == [("queued",)],
+        seconds=30,
+        what="the other job in the queue",
+    )
+    position = len(agent.log_text())
+    agent.restart(kill=True)
+    agent.wait_for_log("connected", after=position)
+    assert agent.running
+    (tmp_path / "go").touch()
+    assert site.api.wait_for_run("steps", run) == "success"
+    assert site.api.xcom("steps", run, "stepwise") == "done"
+    assert agent.process is not None
+    assert agent.process.wait(60) == 77
+    assert notes(tmp_path) == Counter({"stepwise -1 1 began": 1, "stepwise -1 1 ended": 1})
+    assert stored_log(site, job.name).count(b"last line") == 1
+    assert site.query(f"SELECT state, agent_name FROM edge_agent_job WHERE run_id = '{other}'") == [("queued", None)]
+    site.api.request("PATCH", f"/api/v2/dags/steps/dagRuns/{other}", json={"state": "failed"})
+
+
+@both_ways
+def test_an_agent_that_is_revoked_with_its_jobs(
+    site: AirflowSite, start_agent: StartAgent, tmp_path: Path, way: str
+) -> None:
+    agent = start_agent(settings={"execution_api": way})
+    run = trigger(site, "steps", tmp_path)
+    wait_for_note(tmp_path, "began")
+    site.cli("edge-agents", "revoke", agent.name, "--jobs", "cancel")
     assert agent.process is not None
     assert agent.process.wait(60) == 77
     assert "refuses this agent's credential" in agent.log_text()
     assert "Traceback" not in agent.log_text()
+    assert site.api.wait_for_run("steps", run, seconds=60) == "failed"
+    assert "stepwise -1 1 ended" not in notes(tmp_path)
 
 
 def test_a_name_that_is_in_use_is_refused_with_both_sides_named(

@@ -115,6 +115,7 @@ def test_a_task_outlives_the_daemon_and_speaks_through_the_next(
         wait_until(lambda: "ended" in notes(tmp_path), seconds=60, what="the task to end")
         agent.start()
         assert site.api.wait_for_run("steps", run) == "success"
+        assert site.api.xcom("steps", run, "stepwise") == "done"
         assert notes(tmp_path).count("began") == 1
 
 

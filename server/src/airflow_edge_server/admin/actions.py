@@ -187,9 +187,16 @@ def _revoke(given: _Order) -> str:
     )
     total = count or 0
     revoked = f"{total} credential{'' if total == 1 else 's'} revoked"
-    jobs = "are ended" if given.what.running_jobs == "cancel" else "may end by themselves"
-    given.note(Kind.REVOKED, f"{revoked}; its jobs {jobs}")
-    return f"is shut out: {revoked}; its running jobs {jobs}"
+    if given.what.running_jobs == "cancel":
+        given.note(Kind.REVOKED, f"{revoked}; its jobs are ended")
+        return f"is shut out: {revoked}; its running jobs are ended"
+    held = controls.count_held(session, name)
+    if not held:
+        given.note(Kind.REVOKED, f"{revoked}; it holds no jobs")
+        return f"is shut out: {revoked}; it holds no jobs"
+    may = f"may finish its {held} job{'' if held == 1 else 's'}"
+    given.note(Kind.REVOKED, f"{revoked}; it {may}")
+    return f"{may}, and is shut out then: {revoked}"
 
 
 def _delete(given: _Order) -> str:

@@ -111,7 +111,9 @@ class AgentItem(_Said):
     refused_queues: list[str] = Field(description="What it wants to serve, and is not granted.")
     granted_queues: list[str] | None = Field(description="What it may serve; '*' stands for every queue.")
     enrolled_at: datetime | None
-    revoked_at: datetime | None = Field(description="Since when it is shut out; null: it is not.")
+    revoked_at: datetime | None = Field(
+        description="Since when it is shut out, but for finishing jobs that it holds; null: it is not."
+    )
     slots_used: int
     slots_total: int
     jobs: int = Field(description="Jobs it has been given and that have not ended.")

@@ -127,6 +127,7 @@ def create_app(
         lease_seconds=settings.lease_seconds,
         mint=mint,
         disconnect_lease=settings.disconnect_lease,
+        revoke_grace_seconds=settings.revoke_grace_seconds,
         presence=presence,
         pace=pace,
     )
@@ -202,7 +203,13 @@ def create_app(
         Shortcut(routes, channel=channel), allowances=allowances, most_connections=settings.agent_connections
     )
     agents = Doorkeeper(
-        Gate(bounds, sessions=sessions, threads=threads, problem=readiness.problem),
+        Gate(
+            bounds,
+            sessions=sessions,
+            threads=threads,
+            problem=readiness.problem,
+            revoke_grace_seconds=settings.revoke_grace_seconds,
+        ),
         most_connections=settings.max_connections,
         wrong_per_minute=settings.wrong_credentials_per_minute,
     )

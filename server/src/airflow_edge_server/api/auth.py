@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,6 +26,8 @@ from airflow_edge_server import plainly
 from airflow_edge_server.api.refusals import come_again, refuse
 from airflow_edge_server.store.copies import find_ended, note_ended
 from airflow_edge_server.store.enrolment import JOIN_TOKEN_PATTERN, find_credential, find_joining
+from airflow_edge_server.store.finishing import find_finishing
+from airflow_edge_server.store.models import EdgeAgentCredential
 from airflow_edge_server.store.transaction import Sessions, read, write
 
 log = plainly.logger(__name__)
@@ -69,7 +72,11 @@ class Gate:
     Without a valid proof every path and method is answered 401 and nothing else, so that nothing can be learnt from
     the answer. A valid join token opens the enrolment, and nothing else.
 
+    An agent that was revoked comes through while it may finish its jobs. What it may do then is decided where it is
+    done, by its row.
+
     :param problem: tells why the database cannot be used, if so.
+    :param revoke_grace_seconds: how long an agent that was revoked may finish its jobs.
     :param clock: the time, in seconds since 1970.
     """
 
@@ -80,12 +87,14 @@ class Gate:
         sessions: Sessions,
         threads: Executor,
         problem: Callable[[], Awaitable[str | None]],
+        revoke_grace_seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._app = app
         self._sessions = sessions
         self._threads = threads
         self._problem = problem
+        self._revoke_grace_seconds = revoke_grace_seconds
         self._clock = clock
         self._keys: dict[str, _Key] = {}
         self._told: dict[str, float] = {}
@@ -173,7 +182,7 @@ class Gate:
         known = self._keys.get(credential_id)
         if known is not None and known.until > now:
             return known
-        find = functools.partial(find_credential, credential_id=credential_id)
+        find = functools.partial(_find, credential_id=credential_id, grace_seconds=self._revoke_grace_seconds)
         row = await asyncio.get_running_loop().run_in_executor(self._threads, read, self._sessions, find)
         self._keys.pop(credential_id, None)
         if row is None:
@@ -188,6 +197,13 @@ class Gate:
         find = functools.partial(find_joining, text=text)
         row = await asyncio.get_running_loop().run_in_executor(self._threads, read, self._sessions, find)
         return None if row is None else text
+
+
+def _find(session: Session, credential_id: str, grace_seconds: float) -> EdgeAgentCredential | None:
+    valid = find_credential(session, credential_id)
+    if valid is not None:
+        return valid
+    return find_finishing(session, credential_id, grace_seconds=grace_seconds, now=datetime.now(UTC))
 
 
 def is_signed(public_key: str, signature: str, message: bytes) -> bool:

@@ -145,6 +145,7 @@ class Hub:
     :param threads: runs the database work of the dispatcher.
     :param mint: makes the token of a job, given the id of its task instance or callback.
     :param disconnect_lease: tells how long the agent of a relayed job may be away.
+    :param revoke_grace_seconds: how long an agent that was revoked may finish its jobs.
     :param presence: signs of life, written here from time to time.
     """
 
@@ -156,6 +157,7 @@ class Hub:
         lease_seconds: float,
         mint: Mint,
         disconnect_lease: DisconnectLease,
+        revoke_grace_seconds: float,
         presence: Presence | None = None,
         pace: Pace | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -165,6 +167,7 @@ class Hub:
         self._lease_seconds = lease_seconds
         self._mint = mint
         self._disconnect_lease = disconnect_lease
+        self._revoke_grace_seconds = revoke_grace_seconds
         self._presence = Presence() if presence is None else presence
         self._witness = Witness()
         self._watch = TaskWatch(sessions)
@@ -525,7 +528,11 @@ class Hub:
             returned += sweep(self._sessions, now=now)
         if tasks.notices or cancelled:
             credential_ids = sorted({line.credential_id for line in lines.values()})
-            notices = read(self._sessions, lambda session: read_notices(session, names, credential_ids))
+            grace = self._revoke_grace_seconds
+            notices = read(
+                self._sessions,
+                lambda session: read_notices(session, names, credential_ids, revoke_grace_seconds=grace),
+            )
         rooms = notices.rooms if notices is not None else {name: line.room for name, line in lines.items()}
         busy = [] if notices is not None else [name for name in tasks.busy if name in lines]
         anew = read(self._sessions, lambda session: read_rooms(session, busy)) if busy else {}

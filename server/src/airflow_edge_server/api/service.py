@@ -47,6 +47,7 @@ from airflow_edge_server.store.copies import note_copy
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.enrolment import add_successor, granted_to, note_use
 from airflow_edge_server.store.events import Kind, note_event
+from airflow_edge_server.store.finishing import is_copy
 from airflow_edge_server.store.jobs import JobBook, locked_jobs
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.presence import Presence, Sign
@@ -64,6 +65,8 @@ _MOST_TOLD = 1_000
 _ABOUT_JOBS = (Accept, Refuse, Started, Result, Log)
 _CHANGES_ROOM = (Status, Refuse, Result)
 _SETTLES = (Accept, Refuse, Result)
+_FINISHES = (*_ABOUT_JOBS, Status, Heartbeat, Goodbye)
+"""What is heard of an agent that was revoked, while it finishes the jobs that it holds."""
 # No sets: what an agent calls a type may be a list.
 _SIGNS = ("status", "heartbeat")
 _COMMON = (*_SIGNS, "accept", "refuse", "started", "result", "log")
@@ -344,6 +347,8 @@ class Service:
             answer.frames = [] if fault is None else [fault]
             return answer
         self._presence.note(agent_name, Sign(agent.session_id or "", now))
+        revoked = agent.revoked_at is not None
+        frames = [frame for frame in frames if not revoked or isinstance(frame, _FINISHES)]
         about_jobs = [frame.job_id for frame in frames if isinstance(frame, _ABOUT_JOBS)]
         book = JobBook(
             session,
@@ -351,6 +356,7 @@ class Service:
             now,
             about_jobs,
             log_max_bytes=self._settings.log_max_bytes,
+            revoked=revoked,
             rows=None if loaded is None else loaded.jobs,
         )
         log_acks: dict[str, LogAck] = {}
@@ -402,6 +408,13 @@ class Service:
             message = f"the credential belongs to the agent {agent_name!r}, not to {hello.name!r}"
             answer.frames.append(Close(code="name_mismatch", message=message))
             return None
+        machine = Machine(hello.agent_id, clean(hello.boot_id), clean(hello.hostname))
+        if is_copy(session, caller.credential_id, machine):
+            message = f"the agent {agent_name!r} was revoked, and this is not the machine on which it finishes its jobs"
+            log.warning("Agent %s was turned away at %s: %s", agent_name, machine, message)
+            self._note_copy(session, caller, machine, message)
+            answer.frames.append(Close(code="name_mismatch", message=message))
+            return None
         opened = store.open_session(
             session,
             hello,
@@ -412,7 +425,6 @@ class Service:
             carrier=way.carrier,
             may_relay=self._settings.execution_api == "relay",
         )
-        machine = Machine(hello.agent_id, clean(hello.boot_id), clean(hello.hostname))
         if isinstance(opened, store.Taken):
             answer.rival, opened = None if way.over is not None else opened.rival, opened.close
         if isinstance(opened, Close):

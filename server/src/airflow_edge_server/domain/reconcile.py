@@ -18,6 +18,8 @@ from airflow_edge_server.domain.jobs import MAX_OFFERS, event_of_absence
 SETTLE_SECONDS = 10.0
 """How long after another agent took a job it is uncertain whether Airflow lets it begin."""
 
+REVOKED = "the agent was revoked: it gets no jobs any more"
+
 _NOT_BEGUN = RETURNABLE | {Outcome.SUPERSEDED}
 
 
@@ -93,15 +95,25 @@ def judge_claim(agent_name: str, entry: HeldJob, job: ServerJob) -> Claim:
     return Claim.ADOPT if job.state is JobState.ACCEPTED and entry.phase == "running" else Claim.DROP
 
 
-def reconcile(agent_name: str, listed: Iterable[HeldJob], known: Iterable[ServerJob], *, rebooted: bool) -> list[Step]:
+def reconcile(
+    agent_name: str,
+    listed: Iterable[HeldJob],
+    known: Iterable[ServerJob],
+    *,
+    rebooted: bool,
+    revoked: bool = False,
+) -> list[Step]:
     """Compare both lists.
 
     :param known: every job that the server thinks the agent holds, and every listed one that exists.
     :param rebooted: whether the agent's host has booted since its last session.
+    :param revoked: whether it may only finish what it holds: nothing becomes its own by what it says.
     """
     held = {job.job_id: job for job in listed}
     jobs = {job.id: job for job in known}
     steps = [_listed(agent_name, entry, jobs.get(entry.job_id)) for entry in held.values()]
+    if revoked:
+        steps = [Step(step.job_id, held[step.job_id].fence, cancel=REVOKED) if _takes(step) else step for step in steps]
     kept = {step.job_id for step in steps if step.cancel is None}
     steps.extend(
         _absent(job, rebooted=rebooted)
@@ -112,6 +124,11 @@ def reconcile(agent_name: str, listed: Iterable[HeldJob], known: Iterable[Server
         and (job.id not in held or held[job.id].fence != job.fence)
     )
     return steps
+
+
+def _takes(step: Step) -> bool:
+    """Tell whether a job becomes the agent's by this, or would if it waited."""
+    return step.wait is not None or not {JobEvent.ACCEPT, JobEvent.ADOPT}.isdisjoint(step.events)
 
 
 def _listed(agent_name: str, entry: HeldJob, job: ServerJob | None) -> Step:

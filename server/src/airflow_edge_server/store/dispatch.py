@@ -195,6 +195,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
             agent.slots_used,
             agent.execution_api,
             agent.drain_wanted,
+            agent.revoked_at,
         )
         .where(among(session, agent.name, names))
         .order_by(agent.name)
@@ -211,7 +212,7 @@ def read_rooms(session: Session, names: Sequence[str], *, lock: bool = False) ->
     rooms = {}
     for row in rows:
         free = row.slots_total - max(row.slots_used, held.get(row.name, 0))
-        able = takes_jobs(AgentState(row.state), row.problem) and not row.drain_wanted
+        able = takes_jobs(AgentState(row.state), row.problem) and not row.drain_wanted and row.revoked_at is None
         rooms[row.name] = Room(
             row.session_id,
             frozenset(permitted(row.queues, row.granted_queues)),

@@ -372,10 +372,11 @@ def revoke_agent(
     by: str | None = None,
     origin: str | None = None,
 ) -> int | None:
-    """Revoke all credentials of an agent: its connection ends within two seconds, and it cannot come back.
+    """Revoke all credentials of an agent: it gets no more jobs, is shut out, and cannot come back.
 
-    :param jobs: what becomes of those that it runs. ``finish``: the tasks end as they would, and tell Airflow so
-        themselves. ``cancel``: the agent is told to end them, and Airflow is told that they were lost.
+    :param jobs: what becomes of those that it holds. ``finish``: it is let in until the last of them has ended, for
+        nothing else (:mod:`~airflow_edge_server.store.finishing`); without any, its connection ends within two seconds.
+        ``cancel``: it is told to end them and shut out at once, and Airflow is told that they were lost.
     :return: how many credentials were valid; ``None``: there is no such agent.
     """
     agent = session.get(EdgeAgent, name, with_for_update=True)

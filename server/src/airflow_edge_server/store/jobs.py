@@ -27,7 +27,7 @@ from airflow_edge_agent.protocol.frames import (
 from airflow_edge_agent.protocol.jobs import JobEvent, JobState, Outcome, next_job_state
 from airflow_edge_server import plainly
 from airflow_edge_server.domain.jobs import event_of_result, is_legal
-from airflow_edge_server.domain.reconcile import Claim, ServerJob, judge_claim
+from airflow_edge_server.domain.reconcile import REVOKED, Claim, ServerJob, judge_claim
 from airflow_edge_server.store.events import Kind, names_limit, note_event
 from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.text import clean
@@ -75,6 +75,7 @@ def locked_jobs(session: Session, job_ids: Collection[str]) -> dict[str, EdgeAge
 class JobBook:
     """The rows of the jobs that one batch speaks about, locked until the transaction ends.
 
+    :param revoked: whether the agent may only finish what it holds.
     :param rows: more than those, if they are locked already.
 
     A frame about a job that the agent does not hold, or with another fence than the job's, changes nothing.
@@ -88,10 +89,12 @@ class JobBook:
         job_ids: Collection[str],
         *,
         log_max_bytes: int = 0,
+        revoked: bool = False,
         rows: Mapping[str, EdgeAgentJob] | None = None,
     ) -> None:
         self._session = session
         self._log_max_bytes = log_max_bytes
+        self._revoked = revoked
         self._agent_name = agent_name
         self._now = now
         self._warned: set[str] = set()
@@ -118,6 +121,9 @@ class JobBook:
             self.apply(job, JobEvent.END, outcome=Outcome.REVOKED, detail=job.cancel_reason)
         if job.cancel_reason is not None:
             return Cancel(job_id=job.id, fence=job.fence, reason=job.cancel_reason)
+        if state is JobState.OFFERED and self._revoked:
+            self.apply(job, JobEvent.REFUSE)
+            return self._drop(frame.job_id, frame.fence, REVOKED)
         if not is_legal(state, JobEvent.ACCEPT):
             return self._drop(frame.job_id, frame.fence, job.detail)
         self.apply(job, JobEvent.ACCEPT)

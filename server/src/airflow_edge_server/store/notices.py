@@ -18,6 +18,7 @@ from airflow_edge_server.store.among import among
 from airflow_edge_server.store.controls import controls_of
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.enrolment import valid_among
+from airflow_edge_server.store.finishing import finishing_among
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 
 MAX_CANCELS_PER_POLL = 100
@@ -33,13 +34,18 @@ class Notices:
     controls: dict[str, Controls]
     """Of agents that go by an older one, or by none."""
     revoked_credentials: frozenset[str]
-    """Ids of credentials that are not valid any more."""
+    """Ids of credentials that are not valid any more, nor of revoked agents that still finish jobs."""
     aged_credentials: frozenset[str]
     """Ids of credentials that are to be replaced."""
 
 
-def read_notices(session: Session, names: Sequence[str], credential_ids: Sequence[str]) -> Notices:
-    """Read what these agents have to be told."""
+def read_notices(
+    session: Session, names: Sequence[str], credential_ids: Sequence[str], *, revoke_grace_seconds: float
+) -> Notices:
+    """Read what these agents have to be told.
+
+    :param revoke_grace_seconds: how long an agent that was revoked may finish its jobs.
+    """
     job, agent = EdgeAgentJob, EdgeAgent
     cancels: dict[str, list[Cancel]] = {}
     for row in session.execute(
@@ -71,11 +77,13 @@ def read_notices(session: Session, names: Sequence[str], credential_ids: Sequenc
     controls = {row.name: found for row in session.scalars(outdated) if (found := controls_of(row)) is not None}
     now = datetime.now(UTC)
     valid = valid_among(session, credential_ids, now)
+    ended = frozenset(credential_ids) - frozenset(row.id for row in valid)
+    finishing = finishing_among(session, sorted(ended), grace_seconds=revoke_grace_seconds, now=now)
     return Notices(
         rooms=read_rooms(session, names),
         cancels=cancels,
         maintenance=maintenance,
         controls=controls,
-        revoked_credentials=frozenset(credential_ids) - frozenset(row.id for row in valid),
+        revoked_credentials=ended - finishing,
         aged_credentials=frozenset(row.id for row in valid if is_rotation_due(row.created_at, row.expires_at, now)),
     )

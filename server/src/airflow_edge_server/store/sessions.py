@@ -154,7 +154,13 @@ def open_session(
 
     rebooted = agent is not None and agent.boot_id not in {None, claimant.boot_id}
     book = _book(session, hello, now)
-    steps = reconcile(hello.name, hello.jobs, [book.view(row) for row in book.values()], rebooted=rebooted)
+    steps = reconcile(
+        hello.name,
+        hello.jobs,
+        [book.view(row) for row in book.values()],
+        rebooted=rebooted,
+        revoked=agent is not None and agent.revoked_at is not None,
+    )
     rival = next((step for step in steps if step.wait is not None), None)
     if rival is not None:
         message = f"agent {rival.wait} may have begun with job {rival.job_id} meanwhile: say hello again in a moment"
