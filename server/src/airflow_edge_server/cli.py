@@ -5,7 +5,9 @@ Airflow imports this for every command line: what the commands do is in :mod:`ai
 
 from __future__ import annotations
 
+import argparse
 import logging
+from collections.abc import Callable
 
 from airflow.cli.cli_config import (
     ARG_OUTPUT,
@@ -76,10 +78,22 @@ _ORDER = (*_WHOM, _DRY_RUN, *_WHERE)
 _WHICH_JOBS = (
     Arg(("--state",), dest="job_state", action="append", help="queued, offered, accepted, running or finished."),
     Arg(("--queue",), help="Only jobs of this queue."),
-    Arg(("--agent",), help="Only jobs of this agent."),
+    Arg(("--agent",), help="Only jobs of this agent, or of all that match a pattern with * and ?."),
     Arg(("--dag-id",), help="Only jobs of this Dag."),
 )
-_LIMIT = Arg(("--limit",), type=positive_int(allow_zero=False), default=100, help="Most entries to show. Default: 100.")
+
+
+def _up_to(most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        found: int = positive_int(allow_zero=False)(text)
+        if found > most:
+            raise argparse.ArgumentTypeError(f"{found} is more than {most}")
+        return found
+
+    return number
+
+
+_LIMIT = Arg(("--limit",), type=_up_to(1_000), default=100, help="Most entries to show, up to 1000. Default: 100.")
 _SWITCH = Arg(("switch",), help="Whether the agent is to be in maintenance.", choices=("on", "off"), metavar="on|off")
 _COMMENT = Arg(("--comment",), help="Why, for everyone who looks at the agent.")
 
@@ -175,7 +189,7 @@ def _looking() -> tuple[ActionCommand, ...]:
             "Show how an agent's host was, minute by minute",
             "metrics",
             _AGENT,
-            Arg(("--minutes",), type=positive_int(allow_zero=False), default=60, help="How far back. Default: 60."),
+            Arg(("--minutes",), type=_up_to(60 * 24 * 31), default=60, help="How far back. Default: 60."),
             *_WHERE,
         ),
         _command("queues", "List the queues: what waits, and who serves them", "queues", *_WHERE),

@@ -35,6 +35,7 @@ def command(work: Command) -> Command:
 
     @functools.wraps(work)
     def run(args: Namespace) -> None:
+        _check_text(args)
         try:
             work(args)
         except SQLAlchemyError as error:
@@ -43,6 +44,14 @@ def command(work: Command) -> Command:
 
     made: Command = cli_utils.action_cli(check_db=False)(suppress_logs_and_warning(providers_configuration_loaded(run)))
     return made
+
+
+def _check_text(args: Namespace) -> None:
+    """Refuse bytes that are no UTF-8, which neither a database nor a URL can hold."""
+    for given in vars(args).values():
+        for text in given if isinstance(given, list) else [given]:
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                fail(f"{text!a} is no UTF-8")
 
 
 def fail(message: str) -> NoReturn:
@@ -59,6 +68,8 @@ def note(message: str) -> None:
 def fault_of(error: ValidationError) -> str:
     """Say in one line what is wrong first with what was given, without repeating it."""
     fault = error.errors(include_input=False, include_url=False)[0]
+    if fault["loc"][0] in {"add", "remove", "queues"} and fault["type"] == "string_pattern_mismatch":
+        return "a queue's name has 1 to 256 characters, no comma among them, and does not begin with a space"
     return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
 
 

@@ -248,6 +248,13 @@ def test_agents_are_let_in_and_shut_out_from_elsewhere(site: AirflowSite, tmp_pa
         (("enroll", "--name", "x", "--uses", "0"), "op", "uses: "),
         (("join-tokens", "revoke"), None, "which join tokens?"),
         (("cancel",), None, "which jobs?"),
+        (("cancel", "job-1"), "op", "there is no job job-1 that has not ended"),
+        (("show", ".."), "op", "there is no agent called '..'"),
+        (("show", "\udcff"), None, r"'\udcff' is no UTF-8"),
+        (("drain", "\udcff"), "op", r"'\udcff' is no UTF-8"),
+        (("serve", "press-07", "--add", "a,b"), None, "a queue's name has 1 to 256 characters"),
+        (("list", "--url", "https://[::1"), "viewer", "is no URL of an api-server"),
+        (("list", "--url", "https://airflow:port"), "viewer", "is no URL of an api-server"),
         (("cancel", "00000000-0000-0000-0000-000000000000"), "op", "that has not ended"),
     ],
 )

@@ -197,6 +197,9 @@ async def test_jobs_tell_what_they_used(admin: httpx.AsyncClient, database: Data
         state="finished", agent_name="press", outcome="killed", usage=usage, finished_at=NOW, map_index=3, queued_at=NOW
     )
     database.add_job(dag_id="other", queued_at=NOW - timedelta(hours=1))
+    for agent in ("press", "pr*", "pres?"):
+        assert (await get(admin, "/jobs", agent=agent))["total"] == 1
+    assert (await get(admin, "/jobs", agent="pr_ss"))["total"] == (await get(admin, "/jobs", agent="p?"))["total"] == 0
     (job,) = (await get(admin, "/jobs", agent="press"))["items"]
     assert (job["wall_seconds"], job["cpu_seconds"], job["peak_memory_bytes"]) == (2.5, 1.5, 2**31)
     assert (job["dag_id"], job["map_index"], job["outcome"], job["why"]) == ("dag", 3, "killed", None)

@@ -5,6 +5,7 @@ A fault ends with one line on standard error and a status that is not 0.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -225,13 +226,18 @@ def cancel(args: Namespace) -> None:
         queue=args.queue,
         agent=args.agent,
         dag_id=args.dag_id,
-        ids=args.ids,
+        ids=[text for text in args.ids if re.fullmatch(models.JOB_ID_PATTERN, text)],
     )
     with open_fleet(args) as fleet:
-        found = fleet.jobs(wanted, limit=PAGE)
+        found = models.JobList(items=[], total=0)
+        if wanted.ids or not args.ids:
+            found = fleet.jobs(wanted, limit=PAGE)
         known = {job.id for job in found.items}
         results = [_not_to_cancel(job_id) for job_id in dict.fromkeys(args.ids) if job_id not in known]
         for job in found.items:
+            # Upper and lower case differ where something is to be changed.
+            if args.agent and not matches(args.agent, job.agent or ""):
+                continue
             try:
                 what = f"of {job.dag_id or job.kind}, {job.state}, is cancelled; Airflow takes this try for failed"
                 dry = models.Done(name=job.id, ok=True, message=what)
@@ -259,6 +265,8 @@ def _order(args: Namespace, **what: Any) -> None:
         if not (args.names or args.queue or args.state):
             fail("which agents? Name them, with * and ? if you like, or say --queue or --state")
         names = [agent.name for agent in _selected(fleet, args)]
+        if not names:
+            note("There is no such agent: nothing is changed.")
         done = fleet.order(names, order, dry_run=args.dry_run)
     tell(args, "Agent", done.results, dry_run=done.dry_run)
 

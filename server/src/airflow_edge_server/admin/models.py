@@ -15,6 +15,8 @@ from airflow_edge_agent.protocol.frames import MAX_JOBS, Name, Queue
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import AgentState
 
+JOB_ID_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
 
 class _Said(BaseModel):
     model_config = ConfigDict(frozen=True)

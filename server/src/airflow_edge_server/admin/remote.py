@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from airflow_edge_agent.protocol.frames import NAME_PATTERN
 from airflow_edge_server.admin import models
 from airflow_edge_server.admin.fleet import PAGE, FleetError
 from airflow_edge_server.store.fleet import AgentFilter, JobFilter
@@ -18,6 +20,8 @@ M = TypeVar("M", bound=BaseModel)
 
 _SECONDS = 60.0
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
+_IDS = 100
+"""Most ids of jobs in one question."""
 
 
 class RemoteFleet:
@@ -29,10 +33,10 @@ class RemoteFleet:
     """
 
     def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        scheme, host = _read(url)
+        if scheme not in {"http", "https"} or not host:
             raise FleetError(f"{url!r} is no URL of an api-server: write https://HOST, with a path if there is one")
-        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        if scheme == "http" and not _is_loopback(host):
             raise FleetError(f"{url} would send the token in the clear: write https://")
         self._http = httpx.Client(
             base_url=f"{url.rstrip('/')}/edge-agents/v1/admin",
@@ -68,17 +72,15 @@ class RemoteFleet:
 
     def agent(self, name: str) -> models.AgentDetail:
         """Show one agent."""
-        return self._ask(models.AgentDetail, "GET", f"/agents/{quote(name, safe='')}")
+        return self._ask(models.AgentDetail, "GET", _agent(name))
 
     def metrics(self, name: str, *, minutes: int) -> models.MetricsHistory:
         """Show how an agent's host was."""
-        path = f"/agents/{quote(name, safe='')}/metrics"
-        return self._ask(models.MetricsHistory, "GET", path, params={"minutes": minutes})
+        return self._ask(models.MetricsHistory, "GET", f"{_agent(name)}/metrics", params={"minutes": minutes})
 
     def events(self, name: str, *, limit: int) -> models.EventList:
         """List what happened to an agent."""
-        path = f"/agents/{quote(name, safe='')}/events"
-        return self._ask(models.EventList, "GET", path, params={"limit": limit})
+        return self._ask(models.EventList, "GET", f"{_agent(name)}/events", params={"limit": limit})
 
     def queues(self) -> models.QueueList:
         """List the queues."""
@@ -91,10 +93,14 @@ class RemoteFleet:
             "queue": wanted.queue,
             "agent": wanted.agent,
             "dag_id": wanted.dag_id,
-            "id": list(wanted.ids),
             "limit": limit,
         }
-        return self._ask(models.JobList, "GET", "/jobs", params=params)
+        ids = list(wanted.ids)
+        parts = [ids[start : start + _IDS] for start in range(0, len(ids), _IDS)] or [[]]
+        found = [self._ask(models.JobList, "GET", "/jobs", params={**params, "id": part}) for part in parts]
+        return models.JobList(
+            items=[job for one in found for job in one.items][:limit], total=sum(one.total for one in found)
+        )
 
     def order(self, names: Sequence[str], what: models.AgentOrder, *, dry_run: bool) -> models.BulkDone:
         """Do the same to several agents."""
@@ -137,6 +143,23 @@ class RemoteFleet:
         except ValidationError:
             where = f"{self._http.base_url}{path.removeprefix('/')}"
             raise FleetError(f"{where} is not answered as by airflow-edge-server: is the URL right?") from None
+
+
+def _read(url: str) -> tuple[str, str | None]:
+    """Return scheme and host of a URL."""
+    try:
+        httpx.URL(url)
+        parts = urlsplit(url)
+    except (ValueError, httpx.InvalidURL):
+        return "", None
+    return parts.scheme, parts.hostname
+
+
+def _agent(name: str) -> str:
+    """Return the path of an agent. What cannot be a name might be the path of something else."""
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise FleetError(f"there is no agent called {name!r}")
+    return f"/agents/{quote(name, safe='')}"
 
 
 def _fault(answer: httpx.Response) -> str:

@@ -39,9 +39,8 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 }
 
 AgentName = Annotated[str, Path(pattern=NAME_PATTERN)]
-_JOB_ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
-JobId = Annotated[str, Path(pattern=_JOB_ID)]
-JobIdText = Annotated[str, StringConstraints(pattern=_JOB_ID)]
+JobId = Annotated[str, Path(pattern=models.JOB_ID_PATTERN)]
+JobIdText = Annotated[str, StringConstraints(pattern=models.JOB_ID_PATTERN)]
 JoinTokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
@@ -172,7 +171,7 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         *,
         state: Annotated[list[JobState] | None, Query(max_length=len(JobState))] = None,
         queue: QueueName = None,
-        agent: Annotated[str | None, Query(max_length=63)] = None,
+        agent: Annotated[str | None, Query(max_length=100, description="A name, or a pattern with * and ?.")] = None,
         dag_id: Annotated[str | None, Query(max_length=250)] = None,
         id: Annotated[list[JobIdText] | None, Query(max_length=100)] = None,  # noqa: A002  its name in the URL
         limit: Limit = 100,

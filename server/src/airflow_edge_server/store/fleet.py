@@ -171,6 +171,7 @@ class JobFilter:
     states: Collection[JobState] = ()
     queue: str | None = None
     agent: str | None = None
+    """A name, or a pattern with ``*`` and ``?``, for which the database decides whether case matters."""
     dag_id: str | None = None
     ids: Collection[str] = ()
 
@@ -194,7 +195,11 @@ def find_jobs(session: Session, wanted: JobFilter, *, limit: int, offset: int) -
         where.append(job.state.in_([state.value for state in wanted.states]))
     if wanted.ids:
         where.append(job.id.in_(wanted.ids))
-    for column, value in ((job.queue, wanted.queue), (job.agent_name, wanted.agent), (job.dag_id, wanted.dag_id)):
+    if wanted.agent and set(wanted.agent) & set("*?"):
+        where.append(job.agent_name.like(_like(wanted.agent), escape="\\"))
+    elif wanted.agent:
+        where.append(job.agent_name == wanted.agent)
+    for column, value in ((job.queue, wanted.queue), (job.dag_id, wanted.dag_id)):
         if value:
             where.append(column == value)
     total = session.scalar(select(func.count()).select_from(job).where(*where)) or 0
