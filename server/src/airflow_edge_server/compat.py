@@ -317,6 +317,8 @@ class AdminUser:
     name: str
     can_view: bool
     can_change: bool
+    teams: frozenset[str] | None = None
+    """Whose agents and jobs, beside those of no team; ``None``: everybody's, as Airflow has no teams."""
 
 
 async def admin_user(request: Request) -> AdminUser:
@@ -325,6 +327,7 @@ async def admin_user(request: Request) -> AdminUser:
     To look is allowed to those who may see Airflow's jobs. To change is allowed to those who may also edit pools, which
     is the right to decide how much work goes where; every auth manager knows it, and it belongs to operators and
     administrators. A right of our own would be known to none of them: that of Airflow itself lets every viewer have it.
+    Where Airflow has teams, both are for what is of no team, and of those to which the auth manager says he belongs.
 
     :raises fastapi.HTTPException: 401 without a valid one.
     """
@@ -342,8 +345,11 @@ async def admin_user(request: Request) -> AdminUser:
         manager = get_auth_manager()
         can_view = manager.is_authorized_view(access_view=AccessView.JOBS, user=user)
         can_change = can_view and manager.is_authorized_pool(method="PUT", user=user)
+        teams = None
+        if conf.getboolean("core", "multi_team", fallback=False):
+            teams = frozenset(manager.get_authorized_teams(user=user)) if can_view is True else frozenset()
         # Nothing but a plain yes is one.
-        return AdminUser(str(user.get_name()), can_view is True, can_change is True)
+        return AdminUser(str(user.get_name()), can_view is True, can_change is True, teams)
 
     # Some auth managers ask a database or another server.
     return await run_in_threadpool(decide)

@@ -241,6 +241,7 @@ PEOPLE = {
     "nobody": AdminUser("nora", can_view=False, can_change=False),
     "viewer": AdminUser("vera", can_view=True, can_change=False),
     "op": AdminUser("otto", can_view=True, can_change=True),
+    "red": AdminUser("rita", can_view=True, can_change=True, teams=frozenset({"red"})),
 }
 
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
 from airflow_edge_server import audit
 from airflow_edge_server.admin import models
-from airflow_edge_server.admin.views import NotFoundError
-from airflow_edge_server.store import agents, controls, enrolment
+from airflow_edge_server.admin.views import NotFoundError, is_of
+from airflow_edge_server.store import agents, controls, enrolment, fleet
 from airflow_edge_server.store.events import Kind, note_event
 from airflow_edge_server.store.models import EdgeAgent
 from airflow_edge_server.store.sessions import find_agent
@@ -34,6 +34,8 @@ class Actor:
     name: str
     origin: str
     """From where: an address, or ``command line on HOST``."""
+    teams: fleet.Teams = None
+    """Whose agents and jobs he may change, beside those of no team."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,11 @@ class _Order:
 def order(session: Session, name: str, what: models.AgentOrder, actor: Actor) -> models.Done:
     """Do something to one agent.
 
-    :raises NotFoundError: when there is none of that name.
+    :raises NotFoundError: when there is none of that name that the actor may change.
     :raises ConflictError: when it cannot be done as things are; nothing was changed.
     """
     agent = find_agent(session, name)
-    if agent is None:
+    if agent is None or not is_of(agent.team_name, actor.teams):
         raise NotFoundError(f"there is no agent called {name!r}")
     message = _ACTIONS[what.action](_Order(session, agent, what, actor))
     return models.Done(name=name, ok=True, message=message)
@@ -230,14 +232,14 @@ def _sentence(*parts: str | None) -> str:
 def cancel_job(session: Session, job_id: str, reason: str | None, actor: Actor) -> models.Done:
     """End a job.
 
-    :raises NotFoundError: when there is no such job.
+    :raises NotFoundError: when there is no such job that the actor may change.
     :raises ConflictError: when it has ended, or is being ended already.
     """
-    text = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
-    done = controls.cancel_job(session, job_id, text)
-    if done is None:
+    _, known = fleet.find_jobs(session, fleet.JobFilter(ids=[job_id], teams=actor.teams), limit=0, offset=0)
+    if not known:
         raise NotFoundError(f"there is no job {job_id}")
-    if not done:
+    text = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
+    if not controls.cancel_job(session, job_id, text):
         raise ConflictError(f"job {job_id} has ended, or is being ended already")
     audit.record(session, "cancel_job", who=actor.name, origin=actor.origin, job=job_id, reason=reason)
     return models.Done(name=job_id, ok=True, message="is cancelled; Airflow takes this try for failed")

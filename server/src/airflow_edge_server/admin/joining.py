@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 from airflow_edge_server import compat
 from airflow_edge_server.admin import models
 from airflow_edge_server.admin.actions import Actor, ConflictError
-from airflow_edge_server.admin.views import NotFoundError
+from airflow_edge_server.admin.views import NotFoundError, is_of
 from airflow_edge_server.domain.enrolment import enroll_command
 from airflow_edge_server.store import enrolment
+from airflow_edge_server.store.fleet import Teams
+from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJoinToken
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from airflow_edge_server.store.models import EdgeAgentJoinToken
 
-
-def list_join_tokens(session: Session) -> models.JoinTokenList:
-    """Return all join tokens, newest first, without their secrets."""
+def list_join_tokens(session: Session, teams: Teams = None) -> models.JoinTokenList:
+    """Return join tokens, newest first, without their secrets."""
     now = datetime.now(UTC)
-    return models.JoinTokenList(items=[_item(row, now) for row in enrolment.list_join_tokens(session)])
+    rows = enrolment.list_join_tokens(session)
+    return models.JoinTokenList(items=[_item(row, now) for row in rows if is_of(row.team_name, teams)])
 
 
 def _item(row: EdgeAgentJoinToken, now: datetime) -> models.JoinTokenItem:
@@ -41,10 +42,10 @@ def _item(row: EdgeAgentJoinToken, now: datetime) -> models.JoinTokenItem:
     )
 
 
-def list_teams(session: Session) -> models.TeamList:
+def list_teams(session: Session, teams: Teams = None) -> models.TeamList:
     """Return the teams whose agents may be made."""
-    teams = compat.team_names(session)
-    return models.TeamList(enabled=teams is not None, items=teams or [])
+    there = compat.team_names(session)
+    return models.TeamList(enabled=there is not None, items=[team for team in there or [] if is_of(team, teams)])
 
 
 def create_join_token(
@@ -55,10 +56,14 @@ def create_join_token(
     :param server_url: base URL of the api-server, as agents reach it if nothing else was asked for.
     :raises ConflictError: in one line, what is wrong with what was asked for.
     """
-    teams = compat.team_names(session)
-    if asked.team is not None and teams is not None and asked.team not in teams:
-        there = f"there are {', '.join(teams)}" if teams else "there is none, see `airflow teams create`"
+    teams = list_teams(session, actor.teams)
+    if asked.team is not None and teams.enabled and asked.team not in teams.items:
+        there = f"there are {', '.join(teams.items)}" if teams.items else "there is none, see `airflow teams create`"
         raise ConflictError(f"there is no team {asked.team!r}: {there}")
+    # A token for exactly one name takes it over from the agent that has it.
+    taken = session.get(EdgeAgent, asked.name_pattern)
+    if taken is not None and not is_of(taken.team_name, actor.teams):
+        raise ConflictError(f"{asked.name_pattern} is the name of an agent of another team")
     try:
         made = enrolment.create_join_token(
             session,
@@ -79,11 +84,12 @@ def create_join_token(
 def revoke_join_token(session: Session, token_id: str, actor: Actor) -> models.Done:
     """Let nobody in with a join token any more.
 
-    :raises NotFoundError: when there is no such join token.
+    :raises NotFoundError: when there is no such join token that the actor may change.
     """
-    done = enrolment.revoke_join_token(session, token_id, by=actor.name, origin=actor.origin)
-    if done is None:
+    row = session.get(EdgeAgentJoinToken, token_id)
+    if row is None or not is_of(row.team_name, actor.teams):
         raise NotFoundError(f"there is no join token {token_id}")
+    done = enrolment.revoke_join_token(session, token_id, by=actor.name, origin=actor.origin)
     message = "lets nobody in any more" if done else "was revoked before"
     return models.Done(name=token_id, ok=True, message=message)
 

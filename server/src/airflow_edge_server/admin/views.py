@@ -45,12 +45,12 @@ def list_agents(
     return models.AgentList(items=items, total=total)
 
 
-def show_agent(session: Session, name: str) -> models.AgentDetail:
+def show_agent(session: Session, name: str, teams: fleet.Teams = None) -> models.AgentDetail:
     """Return one agent.
 
-    :raises NotFoundError: when there is none of that name.
+    :raises NotFoundError: when there is none of that name among those of these teams.
     """
-    agent = known_agent(session, name)
+    agent = known_agent(session, name, teams)
     held = fleet.count_held(session, [name])
     return models.AgentDetail(
         **_agent(agent, held.get(name, 0), _away(session, [agent]).get(name)),
@@ -60,15 +60,20 @@ def show_agent(session: Session, name: str) -> models.AgentDetail:
     )
 
 
-def known_agent(session: Session, name: str) -> EdgeAgent:
+def known_agent(session: Session, name: str, teams: fleet.Teams = None) -> EdgeAgent:
     """Return the row of an agent.
 
-    :raises NotFoundError: when there is none of that name.
+    :raises NotFoundError: when there is none of that name among those of these teams.
     """
     agent = session.get(EdgeAgent, name)
-    if agent is None:
+    if agent is None or not is_of(agent.team_name, teams):
         raise NotFoundError(f"there is no agent called {name!r}")
     return agent
+
+
+def is_of(team: str | None, teams: fleet.Teams) -> bool:
+    """Tell whether what belongs to this team is among what is of these teams or of none."""
+    return teams is None or team is None or team in teams
 
 
 def _away(session: Session, agents: Sequence[EdgeAgent]) -> dict[str, models.AwayView]:
@@ -184,12 +189,12 @@ def _carrier(agent: EdgeAgent, state: AgentState) -> Literal["websocket", "http"
     return cast("Literal['websocket', 'http']", agent.carrier)
 
 
-def metrics_history(session: Session, name: str, *, minutes: int) -> models.MetricsHistory:
+def metrics_history(session: Session, name: str, *, minutes: int, teams: fleet.Teams = None) -> models.MetricsHistory:
     """Return the measurements of an agent's host.
 
-    :raises NotFoundError: when there is no agent of that name.
+    :raises NotFoundError: when there is no agent of that name among those of these teams.
     """
-    known_agent(session, name)
+    known_agent(session, name, teams)
     rows = fleet.read_metrics(session, name, since=datetime.now(UTC) - timedelta(minutes=minutes))
     return models.MetricsHistory(name=name, minutes=minutes, points=[_point(row) for row in rows])
 
@@ -209,12 +214,14 @@ def _point(row: EdgeAgentMetric) -> models.MetricsPoint:
     )
 
 
-def list_events(session: Session, name: str, *, before: int | None = None, limit: int = 100) -> models.EventList:
+def list_events(
+    session: Session, name: str, *, before: int | None = None, limit: int = 100, teams: fleet.Teams = None
+) -> models.EventList:
     """Return what happened to an agent.
 
-    :raises NotFoundError: when there is no agent of that name.
+    :raises NotFoundError: when there is no agent of that name among those of these teams.
     """
-    known_agent(session, name)
+    known_agent(session, name, teams)
     rows = fleet.read_events(session, name, before=before, limit=limit + 1)
     items = [
         models.EventItem(id=row.id, at=row.at, kind=row.kind, detail=row.detail, by=row.by) for row in rows[:limit]
@@ -226,7 +233,7 @@ def list_jobs(session: Session, wanted: fleet.JobFilter, *, limit: int = 100, of
     """Return a page of jobs; of those that wait, why."""
     rows, total = fleet.find_jobs(session, wanted, limit=limit, offset=offset)
     waiting = any(row.state == JobState.QUEUED for row in rows)
-    places = fleet.survey_fleet(session) if waiting else {}
+    places = fleet.survey_fleet(session, wanted.teams) if waiting else {}
     now = datetime.now(UTC)
     return models.JobList(items=[_job(row, places, now) for row in rows], total=total)
 
@@ -266,10 +273,10 @@ def _job(row: Any, places: Mapping[Any, Serving], now: datetime) -> models.JobIt
     )
 
 
-def list_queues(session: Session) -> models.QueueList:
-    """Return all queues: those that have jobs, and those that are served."""
-    places = fleet.survey_fleet(session)
-    loads = fleet.read_queues(session)
+def list_queues(session: Session, teams: fleet.Teams = None) -> models.QueueList:
+    """Return the queues that have jobs or are served."""
+    places = fleet.survey_fleet(session, teams)
+    loads = fleet.read_queues(session, teams)
     now = datetime.now(UTC)
     items = []
     for place in sorted({*places, *loads}, key=lambda place: (place[0], place[1] or "")):
@@ -293,16 +300,16 @@ def list_queues(session: Session) -> models.QueueList:
     return models.QueueList(items=items)
 
 
-def overview(session: Session) -> models.Overview:
+def overview(session: Session, teams: fleet.Teams = None) -> models.Overview:
     """Return the fleet at a glance."""
     now = datetime.now(UTC)
-    counts = fleet.count_fleet(session)
+    counts = fleet.count_fleet(session, teams)
     connected = [count for count in counts if count.state in CONNECTED_STATES]
-    places = fleet.survey_fleet(session)
-    loads = fleet.read_queues(session)
+    places = fleet.survey_fleet(session, teams)
+    loads = fleet.read_queues(session, teams)
     oldest = [load.oldest_queued_at for load in loads.values() if load.oldest_queued_at is not None]
-    finished = fleet.count_finished(session, since=now - timedelta(hours=1))
-    troubled, troubled_total = fleet.find_troubled(session, limit=MOST_PROBLEMS)
+    finished = fleet.count_finished(session, since=now - timedelta(hours=1), teams=teams)
+    troubled, troubled_total = fleet.find_troubled(session, limit=MOST_PROBLEMS, teams=teams)
     return models.Overview(
         at=now,
         agents=sum(count.agents for count in counts),

@@ -78,7 +78,7 @@ def create_admin_app(
     )
     # Nothing is open by oversight: every route below needs at least the right to look.
     router = APIRouter(dependencies=[Depends(gate.viewer)])
-    _add_reading(router, sessions)
+    _add_reading(router, sessions, gate)
     changing = APIRouter(dependencies=[Depends(gate.changer)])
     _add_changing(changing, sessions, gate)
 
@@ -102,14 +102,19 @@ def create_admin_app(
     return app
 
 
-def _add_reading(router: APIRouter, sessions: Sessions) -> None:
+def _add_reading(router: APIRouter, sessions: Sessions, gate: Gate) -> None:
     def look(work: Callable[[Session], T]) -> T:
         return read(sessions, work)
 
+    def own_teams(user: AdminUser = Depends(gate.viewer)) -> fleet.Teams:  # noqa: B008
+        return user.teams
+
+    whose: Any = Depends(own_teams)
+
     @router.get("/overview")
-    def overview() -> models.Overview:
+    def overview(teams: fleet.Teams = whose) -> models.Overview:
         """Show the fleet at a glance."""
-        return look(views.overview)
+        return look(lambda session: views.overview(session, teams))
 
     @router.get("/agents")
     def list_agents(
@@ -121,29 +126,35 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         order_by: Order = "name",
         limit: Limit = 100,
         offset: Offset = 0,
+        teams: fleet.Teams = whose,
     ) -> models.AgentList:
         """List agents."""
-        wanted = fleet.AgentFilter(name, queue, state or (), problem)
+        wanted = fleet.AgentFilter(name, queue, state or (), problem, teams)
         return look(lambda session: views.list_agents(session, wanted, order_by=order_by, limit=limit, offset=offset))
 
     @router.get("/agents/{name}")
-    def show_agent(name: AgentName) -> models.AgentDetail:
+    def show_agent(name: AgentName, teams: fleet.Teams = whose) -> models.AgentDetail:
         """Show one agent."""
-        return look(lambda session: views.show_agent(session, name))
+        return look(lambda session: views.show_agent(session, name, teams))
 
     @router.get("/agents/{name}/metrics")
     def agent_metrics(
-        name: AgentName, minutes: Annotated[int, Query(ge=1, le=_MOST_MINUTES)] = 60
+        name: AgentName,
+        minutes: Annotated[int, Query(ge=1, le=_MOST_MINUTES)] = 60,
+        teams: fleet.Teams = whose,
     ) -> models.MetricsHistory:
         """Show how an agent's host was, minute by minute."""
-        return look(lambda session: views.metrics_history(session, name, minutes=minutes))
+        return look(lambda session: views.metrics_history(session, name, minutes=minutes, teams=teams))
 
     @router.get("/agents/{name}/events")
     def agent_events(
-        name: AgentName, before: Annotated[int | None, Query(ge=0)] = None, limit: Limit = 100
+        name: AgentName,
+        before: Annotated[int | None, Query(ge=0)] = None,
+        limit: Limit = 100,
+        teams: fleet.Teams = whose,
     ) -> models.EventList:
         """List what happened to an agent, newest first."""
-        return look(lambda session: views.list_events(session, name, before=before, limit=limit))
+        return look(lambda session: views.list_events(session, name, before=before, limit=limit, teams=teams))
 
     @router.get("/agents/{name}/jobs")
     def agent_jobs(
@@ -151,20 +162,21 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         state: Annotated[list[JobState] | None, Query(max_length=len(JobState))] = None,
         limit: Limit = 100,
         offset: Offset = 0,
+        teams: fleet.Teams = whose,
     ) -> models.JobList:
         """List the jobs of an agent, newest first."""
-        wanted = fleet.JobFilter(states=state or (), agent=name)
+        wanted = fleet.JobFilter(states=state or (), agent=name, teams=teams)
         return look(lambda session: views.list_jobs(session, wanted, limit=limit, offset=offset))
 
     @router.get("/queues")
-    def list_queues() -> models.QueueList:
+    def list_queues(teams: fleet.Teams = whose) -> models.QueueList:
         """List the queues that have jobs or are served."""
-        return look(views.list_queues)
+        return look(lambda session: views.list_queues(session, teams))
 
     @router.get("/teams")
-    def list_teams() -> models.TeamList:
+    def list_teams(teams: fleet.Teams = whose) -> models.TeamList:
         """List Airflow's teams, for each of which there may be agents."""
-        return look(joining.list_teams)
+        return look(lambda session: joining.list_teams(session, teams))
 
     @router.get("/jobs")
     def list_jobs(
@@ -176,15 +188,16 @@ def _add_reading(router: APIRouter, sessions: Sessions) -> None:
         id: Annotated[list[JobIdText] | None, Query(max_length=100)] = None,  # noqa: A002  its name in the URL
         limit: Limit = 100,
         offset: Offset = 0,
+        teams: fleet.Teams = whose,
     ) -> models.JobList:
         """List jobs, and why those that wait do so."""
-        wanted = fleet.JobFilter(states=state or (), queue=queue, agent=agent, dag_id=dag_id, ids=id or ())
+        wanted = fleet.JobFilter(state or (), queue, agent, dag_id, id or (), teams)
         return look(lambda session: views.list_jobs(session, wanted, limit=limit, offset=offset))
 
 
 def _add_changing(router: APIRouter, sessions: Sessions, gate: Gate) -> None:
     async def actor(request: Request, user: AdminUser = Depends(gate.changer)) -> actions.Actor:  # noqa: B008
-        return actions.Actor(user.name, request.client.host if request.client else "unknown")
+        return actions.Actor(user.name, request.client.host if request.client else "unknown", user.teams)
 
     who: Any = Depends(actor)
 
@@ -238,9 +251,9 @@ def _add_changing(router: APIRouter, sessions: Sessions, gate: Gate) -> None:
         return write(sessions, lambda session: actions.cancel_job(session, job_id, asked.reason, by))
 
     @router.get("/join-tokens")
-    def list_join_tokens() -> models.JoinTokenList:
+    def list_join_tokens(by: actions.Actor = who) -> models.JoinTokenList:
         """List join tokens, without their secrets."""
-        return read(sessions, joining.list_join_tokens)
+        return read(sessions, lambda session: joining.list_join_tokens(session, by.teams))
 
     @router.post("/join-tokens", status_code=201)
     def create_join_token(

@@ -99,14 +99,12 @@ def delete_agent(session: Session, agent: EdgeAgent) -> None:
     announce(session, Topic.ORDERS)
 
 
-def cancel_job(session: Session, job_id: str, reason: str) -> bool | None:
+def cancel_job(session: Session, job_id: str, reason: str) -> bool:
     """End a job: at once if no agent holds it, else as soon as its agent has obeyed. Airflow takes the try for failed.
 
-    :return: ``True``: done; ``False``: it has ended, or is being ended already; ``None``: there is no such job.
+    :return: ``False``: there is no such job, it has ended, or is being ended already.
     """
     job = EdgeAgentJob
-    if session.scalar(select(job.id).where(job.id == job_id)) is None:
-        return None
     ended = session.execute(
         update(job)
         .where(job.id == job_id, job.state.in_([JobState.QUEUED.value, JobState.OFFERED.value]))

@@ -19,6 +19,9 @@ from airflow_edge_server.domain.dispatch import KIND_ORDER
 from airflow_edge_server.domain.fleet import Place, Server, Serving, survey
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentEvent, EdgeAgentJob, EdgeAgentMetric
 
+Teams = frozenset[str] | None
+"""Whose agents and jobs are meant, beside those of no team; ``None``: everybody's."""
+
 WAITING = (JobState.QUEUED,)
 AT_WORK = (JobState.OFFERED, JobState.ACCEPTED, JobState.RUNNING)
 
@@ -60,6 +63,12 @@ class AgentFilter:
     states: Collection[AgentState] = ()
     troubled: bool | None = None
     """Whether the agent reports a problem."""
+    teams: Teams = None
+
+
+def of_teams(column: Any, teams: Teams) -> list[ColumnElement[bool]]:
+    """Return what restricts a query to what is of these teams or of none."""
+    return [] if teams is None else [or_(column.is_(None), column.in_(sorted(teams)))]
 
 
 def find_agents(
@@ -80,7 +89,7 @@ def find_agent_names(session: Session, wanted: AgentFilter, *, limit: int) -> li
 
 
 def _matching(wanted: AgentFilter) -> list[ColumnElement[bool]]:
-    where: list[ColumnElement[bool]] = []
+    where = of_teams(EdgeAgent.team_name, wanted.teams)
     if wanted.name:
         where.append(EdgeAgent.name.ilike(_like(wanted.name), escape="\\"))
     if wanted.queue:
@@ -174,6 +183,7 @@ class JobFilter:
     """A name, or a pattern with ``*`` and ``?``, for which the database decides whether case matters."""
     dag_id: str | None = None
     ids: Collection[str] = ()
+    teams: Teams = None
 
 
 _JOB_COLUMNS = [
@@ -190,7 +200,7 @@ def find_jobs(session: Session, wanted: JobFilter, *, limit: int, offset: int) -
     Queued ones come first, as they are served, if only those are wanted; else the newest come first.
     """
     job = EdgeAgentJob
-    where: list[ColumnElement[bool]] = []
+    where = of_teams(job.team_name, wanted.teams)
     if wanted.states:
         where.append(job.state.in_([state.value for state in wanted.states]))
     if wanted.ids:
@@ -212,8 +222,8 @@ def find_jobs(session: Session, wanted: JobFilter, *, limit: int, offset: int) -
     return session.execute(query.limit(limit).offset(offset)).all(), total
 
 
-def survey_fleet(session: Session) -> dict[Place, Serving]:
-    """Count all agents by the queues they serve."""
+def survey_fleet(session: Session, teams: Teams = None) -> dict[Place, Serving]:
+    """Count agents by the queues they serve."""
     agent = EdgeAgent
     rows = session.execute(
         select(
@@ -225,7 +235,7 @@ def survey_fleet(session: Session) -> dict[Place, Serving]:
             agent.slots_total,
             agent.slots_used,
             agent.drain_wanted,
-        )
+        ).where(*of_teams(agent.team_name, teams))
     )
     return survey(
         (
@@ -252,7 +262,7 @@ class QueueLoad:
     oldest_queued_at: datetime | None = None
 
 
-def read_queues(session: Session) -> dict[Place, QueueLoad]:
+def read_queues(session: Session, teams: Teams = None) -> dict[Place, QueueLoad]:
     """Return what is in each queue that has jobs which have not ended."""
     job = EdgeAgentJob
     waiting = job.state == JobState.QUEUED.value
@@ -264,7 +274,7 @@ def read_queues(session: Session) -> dict[Place, QueueLoad]:
             func.sum(case((waiting, 0), else_=1)),
             func.min(case((waiting, job.queued_at))),
         )
-        .where(job.state.in_([*WAITING, *AT_WORK]))
+        .where(job.state.in_([*WAITING, *AT_WORK]), *of_teams(job.team_name, teams))
         .group_by(job.queue, job.team_name)
     )
     return {
@@ -282,33 +292,38 @@ class FleetCount:
     slots_total: int
 
 
-def count_fleet(session: Session) -> list[FleetCount]:
+def count_fleet(session: Session, teams: Teams = None) -> list[FleetCount]:
     """Return how many agents and slots there are in each state."""
     agent = EdgeAgent
     rows = session.execute(
-        select(agent.state, func.count(), func.sum(agent.slots_used), func.sum(agent.slots_total)).group_by(agent.state)
+        select(agent.state, func.count(), func.sum(agent.slots_used), func.sum(agent.slots_total))
+        .where(*of_teams(agent.team_name, teams))
+        .group_by(agent.state)
     )
     return [FleetCount(AgentState(state), count, int(used or 0), int(total or 0)) for state, count, used, total in rows]
 
 
-def count_finished(session: Session, *, since: datetime) -> dict[str, int]:
+def count_finished(session: Session, *, since: datetime, teams: Teams = None) -> dict[str, int]:
     """Return how many jobs have ended since then, by outcome."""
     job = EdgeAgentJob
     rows = session.execute(
         select(job.outcome, func.count())
-        .where(job.state == JobState.FINISHED.value, job.finished_at >= since)
+        .where(job.state == JobState.FINISHED.value, job.finished_at >= since, *of_teams(job.team_name, teams))
         .group_by(job.outcome)
     )
     return {outcome: count for outcome, count in rows if outcome is not None}
 
 
-def find_troubled(session: Session, *, limit: int) -> tuple[Sequence[Any], int]:
+def find_troubled(session: Session, *, limit: int, teams: Teams = None) -> tuple[Sequence[Any], int]:
     """Return agents that report a problem or have fallen silent, and how many there are."""
     agent = EdgeAgent
-    where = or_(
-        agent.state == AgentState.UNKNOWN.value,
-        and_(_troubled(), agent.state.not_in([AgentState.OFFLINE.value])),
-    )
-    total = session.scalar(select(func.count()).select_from(agent).where(where)) or 0
-    query = select(agent.name, agent.state, agent.problem, agent.last_contact_at).where(where).order_by(agent.name)
+    where = [
+        or_(
+            agent.state == AgentState.UNKNOWN.value,
+            and_(_troubled(), agent.state.not_in([AgentState.OFFLINE.value])),
+        ),
+        *of_teams(agent.team_name, teams),
+    ]
+    total = session.scalar(select(func.count()).select_from(agent).where(*where)) or 0
+    query = select(agent.name, agent.state, agent.problem, agent.last_contact_at).where(*where).order_by(agent.name)
     return session.execute(query.limit(limit)).all(), total
