@@ -180,6 +180,10 @@ bundle: .venv/ready ## Make one file of dist/packages for sites without a reposi
 test-packages: .venv/ready ## Install, upgrade and remove the packages on Debian machines; needs root, mmdebstrap, apt-utils, createrepo-c, gpg
 	@UV="$(if $(filter .tools/%,$(UV)),$(abspath $(UV)),$(UV))" $(IN_VENV)/pytest tests/packages --timeout 900 $(ARGS)
 
+.PHONY: test-monitoring
+test-monitoring: .venv/ready .compat/prometheus/ready server/ui/node_modules/ready ## Try dashboard and alert rules in a real Prometheus; needs apt-get and npm
+	@$(IN_VENV)/pytest tests/monitoring $(ARGS)
+
 .PHONY: test-containers
 test-containers: .compat/containers/ready ## Check compose.yaml and the Helm chart with Helm itself and Kubernetes' schemas
 	@.compat/containers/bin/python -m pytest --confcutdir tests/containers tests/containers $(ARGS)
@@ -251,6 +255,18 @@ server/ui/node_modules/ready: server/ui/package.json server/ui/package-lock.json
 		apache-airflow-providers-standard hypothesis 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio pytest-timeout statsd \
 		trustme \
 		--editable agent --editable server
+	@touch $@
+
+# From Debian 13, which has a receiver of OpenTelemetry too. Its signature is checked as for any other of its packages.
+.compat/prometheus/ready: Makefile
+	@command -v apt-get dpkg-deb >/dev/null || { echo "Prometheus and VictoriaMetrics are taken from Debian's packages, which needs apt-get" >&2; exit 1; }
+	@echo "Fetching Prometheus and VictoriaMetrics into .compat/prometheus"
+	@rm -rf .compat/prometheus && mkdir -p .compat/prometheus/apt/lists/partial .compat/prometheus/apt/cache/archives/partial
+	@echo "deb http://deb.debian.org/debian trixie main" >.compat/prometheus/apt/sources.list
+	@cd .compat/prometheus && for step in update "download prometheus promtool victoria-metrics"; do apt-get -qq -o APT::Sandbox::User=root \
+		-o Dir::Etc::SourceList="$$PWD/apt/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$$PWD/apt/lists" \
+		-o Dir::Cache="$$PWD/apt/cache" $$step || exit 1; done && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done
+	@rm -rf .compat/prometheus/apt .compat/prometheus/*.deb
 	@touch $@
 
 .compat/containers/ready: $(LOCKED) | python-found $(filter .tools/%,$(UV))

@@ -30,13 +30,21 @@ of ASCII, digit, `_`, `.`, `-` or `/` is an underscore: `maintenance_mode`.
 
 Each scheduler tells how the fleet is every {EMIT_SECONDS:g} s, in four statements for any number of agents; what a
 job used is told once, by the scheduler that sees its end. Where there are several schedulers, take the maximum of the
-gauges.
+gauges. Of an agent that is not connected, only `connected` and `problem` are told, of a removed one `connected` once
+more: what a backend keeps of its other gauges is of the past.
+
+In Prometheus, dots are underscores, and `airflow_` comes before the names: `airflow_edge_agent_queue_queued`. What
+comes by OpenTelemetry has `_total` behind counters, and timings are histograms: `_milliseconds_count`,
+`_milliseconds_sum` and their buckets. Each process that tells has a `service_instance_id`. A StatsD exporter has to
+keep tags as labels.
 
 [dashboard.json](monitoring/dashboard.json) is a dashboard for Grafana, and [alerts.yaml](monitoring/alerts.yaml) has
-example rules for Prometheus. Both take the names that OpenTelemetry, or a StatsD exporter that keeps tags as labels,
-give to these metrics: dots become underscores, and `airflow_` comes before them. Tests hold this page, the dashboard
-and the rules to the names, kinds and tags that a real Airflow sends to a StatsD and to an OpenTelemetry receiver. They
-have not been loaded into a Grafana or a Prometheus yet.
+example rules for Prometheus; both use gauges alone, whose names are the same either way. Tests hold this page to the
+names, kinds and tags that a real Airflow with agents sends to a StatsD and to an OpenTelemetry receiver. `make
+test-monitoring` sends all of them with Airflow's own code to a receiver of OpenTelemetry (VictoriaMetrics), from there
+to a Prometheus, and lets a Prometheus ask an agent: each query of the dashboard has an answer there, and each rule sees
+what is wrong. `promtool` tries when each alert fires and when it does not. The dashboard is held to Grafana's own model
+of one (`@grafana/schema`), but no Grafana has shown it; and no StatsD exporter was tried.
 
 | metric | kind | tags | meaning |
 | --- | --- | --- | --- |

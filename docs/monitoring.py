@@ -26,8 +26,13 @@ def series(name: str) -> str:
     return f"airflow.{PREFIX}{METRICS[name].name}".replace(".", "_")
 
 
+def _of_connected(query: str) -> str:
+    """Leave out agents that are gone: their last figures stay until whoever told them is started anew."""
+    return f"{query} and on (agent) max by (agent) ({series('agent.connected')}) == 1"
+
+
 def _one_agent(name: str) -> str:
-    return f'{series(name)}{{agent=~"$agent"}}'
+    return f'max by (agent) ({series(name)}{{agent=~"$agent"}})'
 
 
 PANELS: list[tuple[str, str, str, str]] = [
@@ -37,12 +42,12 @@ PANELS: list[tuple[str, str, str, str]] = [
     ("Waiting jobs by queue", f"max by (queue) ({series('queue.queued')})", "{{queue}}", "short"),
     ("Running jobs by queue", f"max by (queue) ({series('queue.running')})", "{{queue}}", "short"),
     ("Oldest waiting job by queue", f"max by (queue) ({series('queue.oldest_seconds')})", "{{queue}}", "s"),
-    ("CPU", f"max by (agent) ({_one_agent('agent.cpu_percent')})", "{{agent}}", "percent"),
-    ("Memory", f"max by (agent) ({_one_agent('agent.memory_percent')})", "{{agent}}", "percent"),
-    ("Disk", f"max by (agent) ({_one_agent('agent.disk_percent')})", "{{agent}}", "percent"),
-    ("Load per core", f"max by (agent) ({_one_agent('agent.load_1_per_core')})", "{{agent}}", "short"),
-    ("Slots in use by agent", f"max by (agent) ({_one_agent('agent.slots_used')})", "{{agent}}", "short"),
-    ("Peak memory of jobs", f"max by (agent) ({_one_agent('job.peak_memory_bytes')})", "{{agent}}", "bytes"),
+    ("CPU", _of_connected(_one_agent("agent.cpu_percent")), "{{agent}}", "percent"),
+    ("Memory", _of_connected(_one_agent("agent.memory_percent")), "{{agent}}", "percent"),
+    ("Disk", _of_connected(_one_agent("agent.disk_percent")), "{{agent}}", "percent"),
+    ("Load per core", _of_connected(_one_agent("agent.load_1_per_core")), "{{agent}}", "short"),
+    ("Slots in use by agent", _of_connected(_one_agent("agent.slots_used")), "{{agent}}", "short"),
+    ("Peak memory of jobs", _one_agent("job.peak_memory_bytes"), "{{agent}}", "bytes"),
 ]
 """Title, query, legend and unit."""
 
@@ -66,18 +71,18 @@ RULES: list[tuple[str, str, str, str, str]] = [
         f'max({series("agents")}{{state="unknown"}}) > 0',
         "10m",
         "warning",
-        "{{ $value }} agents have not been heard of.",
+        "Agents that have not been heard of: {{ $value }}.",
     ),
     (
         "EdgeAgentProblem",
-        f"max by (agent) ({series('agent.problem')}) == 1",
+        _of_connected(f"max by (agent) ({series('agent.problem')}) == 1"),
         "10m",
         "warning",
         "Agent {{ $labels.agent }} reports a problem and takes no jobs.",
     ),
     (
         "EdgeAgentDiskFull",
-        f"max by (agent) ({series('agent.disk_percent')}) > 90",
+        _of_connected(f"max by (agent) ({series('agent.disk_percent')}) > 90"),
         "15m",
         "warning",
         "The disk of agent {{ $labels.agent }} is {{ $value | humanize }} % full.",
