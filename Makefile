@@ -34,8 +34,10 @@ endif
 
 # Other versions than the development environment's.
 AIRFLOW := 3.2
-AIRFLOW_TESTS := tests/integration/server tests/integration/end_to_end/test_limits_and_runtimes.py \
-	"tests/integration/end_to_end/test_end_to_end.py::test_a_dag_with_everything"
+AIRFLOW_TESTS := tests/integration/server $(addprefix tests/integration/end_to_end/,test_limits_and_runtimes.py \
+	test_teams.py test_telemetry.py "test_end_to_end.py::test_a_dag_with_everything")
+# The pages are tested in the development environment unless an Airflow is named.
+UI_ENV = $(if $(filter command,$(firstword $(origin AIRFLOW))),.compat/airflow-$(AIRFLOW),.venv)
 RUNTIMES := 1.1 1.2
 # Agents of bench-fleet.
 N := 200
@@ -109,8 +111,8 @@ test-qemu: .venv/ready ## Test limits, out of memory and reboot on an emulated m
 	@UV="$(abspath $(UV))" $(IN_VENV)/pytest tests/qemu --timeout 1200 $(ARGS)
 
 .PHONY: test-ui
-test-ui: .venv/ready server/ui/node_modules/ready ## Test the pages in Airflow's UI, in a real browser; needs npm, chromium; pictures go to .screenshots
-	@$(IN_VENV)/pytest tests/ui $(ARGS)
+test-ui: $(UI_ENV)/ready server/ui/node_modules/ready ## Test the pages in Airflow's UI, in a real browser; needs npm, chromium; AIRFLOW=3.2 for another; pictures go to .screenshots
+	@$(UI_ENV)/bin/python -m pytest tests/ui $(ARGS)
 
 .PHONY: ui
 ui: server/ui/node_modules/ready ## Build the pages in Airflow's UI from server/ui into the server's package; needs npm
@@ -242,8 +244,8 @@ server/ui/node_modules/ready: server/ui/package.json server/ui/package-lock.json
 	@mkdir -p .compat
 	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .compat/airflow-$*
 	@$(UV) pip install --quiet --python .compat/airflow-$*/bin/python "apache-airflow==$*.*" $(CONSTRAINTS_$*) \
-		apache-airflow-providers-standard hypothesis 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio pytest-timeout statsd \
-		trustme \
+		apache-airflow-providers-standard hypothesis playwright 'psycopg[binary]' psycopg2-binary pymysql pytest pytest-asyncio \
+		pytest-timeout statsd trustme \
 		--editable agent --editable server
 	@touch $@
 

@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 30.0
 """How long a page may take to show something, on a machine that does much else."""
 
-SIZES = {"desktop": (1360, 900), "phone": (390, 844)}
+SIZES = {"desktop": (1360, 900), "phone": (390, 844), "tall": (1360, 1560)}
 
 Scheme = Literal["light", "dark"]
 
@@ -95,11 +95,15 @@ class Visitor:
             expect(self.page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
         return self.page
 
-    def picture(self, name: str) -> Path:
-        """Take a screenshot of what is to be seen."""
+    def picture(self, name: str, *, blurred: str | None = None) -> Path:
+        """Take a screenshot of what is to be seen.
+
+        :param blurred: CSS selector of what nobody shall read.
+        """
         self._pictures.mkdir(parents=True, exist_ok=True)
         path = self._pictures / f"{name}-{self.label}.png"
-        self.page.screenshot(path=path, animations="disabled")
+        style = None if blurred is None else f"{blurred} {{ filter: blur(6px) }}"
+        self.page.screenshot(path=path, animations="disabled", style=style)
         return path
 
     def barriers(self) -> list[str]:

@@ -7,8 +7,10 @@ import os
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,13 @@ ENVIRONMENT = Path(sys.prefix)
 DAGS = Path(__file__).parent / "dags"
 PICTURES = Path(__file__).parents[2] / ".screenshots"
 
-OTHER_SDK, OTHER_AIRFLOW = "1.2.2", "3.2.2"
+
+def _minor_before(distribution: str) -> str:
+    major, minor, _ = version(distribution).split(".", 2)
+    return f"{major}.{int(minor) - 1}.2"
+
+
+OTHER_SDK, OTHER_AIRFLOW = map(_minor_before, ("apache-airflow-task-sdk", "apache-airflow-core"))
 
 Visit = Callable[..., Visitor]
 
@@ -35,6 +43,7 @@ class Fleet:
     site: AirflowSite
     folder: Path
     keeper: Keeper
+    bundles: Mapping[str, Path]
     agents: dict[str, AgentProcess] = field(default_factory=dict)
 
     def start(self, name: str, queues: list[str], *, runtime: Path = ENVIRONMENT, secret: str | None = None) -> None:
@@ -48,7 +57,7 @@ class Fleet:
             token=secret or self.site.create_join_token(name),
             name=name,
             queues=queues,
-            bundles={"shown": DAGS},
+            bundles=self.bundles,
         )
         self.agents[name] = agent
         agent.start()
@@ -81,7 +90,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         )
         with site:
             site.start()
-            fleet = Fleet(site, root, keeper)
+            fleet = Fleet(site, root, keeper, {"shown": DAGS})
             try:
                 fleet.start("press-01", ["plant", "default"])
                 fleet.start("press-02", ["plant"])
@@ -122,10 +131,10 @@ def _older_runtime(folder: Path) -> Path:
     """Make a task runtime that says of itself to be older: with the packages of this one, but another label on them."""
     venv.create(folder, with_pip=False)
     (packages,) = folder.glob("lib/python*/site-packages")
-    for name, version in (("apache-airflow-task-sdk", OTHER_SDK), ("apache-airflow-core", OTHER_AIRFLOW)):
-        info = packages / f"{name.replace('-', '_')}-{version}.dist-info"
+    for name, older in (("apache-airflow-task-sdk", OTHER_SDK), ("apache-airflow-core", OTHER_AIRFLOW)):
+        info = packages / f"{name.replace('-', '_')}-{older}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {older}\n")
     # What a path file adds comes behind the folder that it is in.
     shared = sysconfig.get_path("purelib")
     (packages / "shared.pth").write_text(f"import site; site.addsitedir({shared!r})\n")
@@ -145,22 +154,34 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def tokens(fleet: Fleet) -> dict[str, str]:
-    passwords = json.loads((fleet.site.home / "passwords.json").read_text())
-    return {user: token(fleet.site, user, passwords[user]) for user in (USER, "viewer")}
+def log_in(site: AirflowSite, *users: str) -> dict[str, str]:
+    """Return a token of each."""
+    passwords = json.loads((site.home / "passwords.json").read_text())
+    return {user: token(site, user, passwords[user]) for user in users}
 
 
-@pytest.fixture
-def visit(fleet: Fleet, browser: Browser, tokens: dict[str, str]) -> Iterator[Visit]:
-    """Open a browser window for somebody."""
+@contextmanager
+def windows(browser: Browser, site: AirflowSite, tokens: Mapping[str, str]) -> Iterator[Visit]:
+    """Yield what opens a browser window for somebody; all are closed in the end."""
     visitors: list[Visitor] = []
 
     def open_window(user: str = USER, *, size: str = "desktop", scheme: Scheme = "light") -> Visitor:
         pictures = Path(os.environ.get("EDGE_TEST_PICTURES", PICTURES))
-        visitors.append(Visitor(browser, fleet.site, tokens[user], pictures, size=size, scheme=scheme))
+        visitors.append(Visitor(browser, site, tokens[user], pictures, size=size, scheme=scheme))
         return visitors[-1]
 
     yield open_window
     for visitor in visitors:
         visitor.close()
+
+
+@pytest.fixture(scope="session")
+def tokens(fleet: Fleet) -> dict[str, str]:
+    return log_in(fleet.site, USER, "viewer")
+
+
+@pytest.fixture
+def visit(fleet: Fleet, browser: Browser, tokens: dict[str, str]) -> Iterator[Visit]:
+    """Open a browser window for somebody."""
+    with windows(browser, fleet.site, tokens) as visit:
+        yield visit

@@ -59,6 +59,8 @@ def test_no_barriers_in_dialogs(visit: Visit, busy: Busy, size: str, scheme: Sch
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
         page.keyboard.press("Escape")
         expect(dialog(page)).to_have_count(0)
+        # Whoever works with the keyboard goes on where he was.
+        page.wait_for_function("document.activeElement !== document.body")
     assert visitor.faults == []
 
 

@@ -119,7 +119,8 @@ def test_an_agent_is_added(fleet: Fleet, visit: Visit) -> None:
     expect(page.get_by_text("apt-get install")).to_be_visible()
     expect(page.get_by_text("Waiting for shop-1 to connect")).to_be_visible()
     expect(page.locator("[data-token=shop-1]")).to_contain_text("shop")
-    visitor.picture("add")
+    assert page.evaluate("document.activeElement.textContent").startswith("Let shop-1 join"), "the focus has followed"
+    visitor.picture("added", blurred="code:has(+ [aria-label='Copy the token'])")
     assert visitor.barriers() == []
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the token").click()
@@ -159,6 +160,25 @@ def test_the_keyboard_suffices(visit: Visit) -> None:
     assert page.evaluate("document.activeElement.closest('[role=dialog]') !== null"), "the focus is in the dialog"
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
+    expect(page.get_by_role("button", name="Actions")).to_be_focused()
+
+
+def test_a_token_is_copied_where_the_browser_has_no_clipboard(visit: Visit) -> None:
+    visitor = visit()
+    # As on a page without TLS, which this one is spared for its address.
+    visitor.context.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page = visitor.go("add", heading="Add an agent")
+    page.get_by_label("Name").fill("spare-7")
+    page.get_by_role("button", name="Make a join token").click()
+    page.get_by_role("button", name="Copy the token").click()
+    expect(page.get_by_role("button", name="the token: copied")).to_be_visible()
+    page.get_by_role("button", name="Add another agent").click()
+    page.get_by_label("Name").click()
+    page.keyboard.press("Control+V")
+    expect(page.get_by_label("Name")).to_have_value(re.compile("^eaj_"))
+    page.get_by_role("button", name="Revoke the token for spare-7").click()
+    expect(page.locator("[data-token]")).to_have_count(0)
+    assert visitor.faults == []
 
 
 def test_who_may_only_look_can_change_nothing(visit: Visit) -> None:
@@ -171,6 +191,7 @@ def test_who_may_only_look_can_change_nothing(visit: Visit) -> None:
     expect(page.get_by_role("button", name="Actions")).to_be_disabled()
     page.goto("/plugin/edge-agents/add")
     expect(page.get_by_role("button", name="Make a join token")).to_be_disabled()
+    expect(page.get_by_role("alert")).to_have_count(0)
     # The page only spares them the attempt; it is the server that refuses.
     status = page.evaluate(
         """async () => (await fetch(new URL("edge-agents/v1/admin/agents/bulk", document.baseURI), {

@@ -10,6 +10,7 @@ import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow.configuration import conf
 
@@ -308,6 +309,23 @@ def base_url() -> str | None:
     """Return where the api-server is reached, as configured; ``None``: it is not."""
     url = conf.get("api", "base_url", fallback=None)
     return str(url).rstrip("/") or None if url else None
+
+
+def bundle_url(address: str) -> str:
+    """Return what Airflow's UI has to be told to load a file.
+
+    Since 3.3 it begins at Airflow's base URL; before, it needs the whole path.
+
+    :param address: relative to Airflow's base URL.
+    """
+    if _minor_version() >= (3, 3):
+        return address
+    return f"{urlsplit(base_url() or '').path}/{address}"
+
+
+def _minor_version() -> tuple[int, int]:
+    major, minor, *_ = airflow_version().split(".")
+    return int(major), int(minor)
 
 
 @dataclass(frozen=True, slots=True)

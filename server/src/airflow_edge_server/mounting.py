@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.exceptions import AirflowConfigException
 
 from airflow_edge_agent.protocol import API_PREFIX
-from airflow_edge_server import config, plainly
+from airflow_edge_server import compat, config, plainly
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -70,7 +70,8 @@ def build_pages() -> list[dict[str, Any]]:
             return []
         from airflow_edge_server import ui  # noqa: PLC0415  not needed while the API is off
 
-        return [ui.react_app()]
+        page = ui.react_app()
+        return [page | {"bundle_url": compat.bundle_url(page["bundle_url"])}]
     except AirflowConfigException:
         # Said already, by what would have served them.
         return []

@@ -12,8 +12,7 @@ import { AgentsPage } from "./pages/AgentsPage";
 import { JobsPage } from "./pages/JobsPage";
 import { OverviewPage } from "./pages/OverviewPage";
 import { QueuesPage } from "./pages/QueuesPage";
-
-const BASE = "/plugin/edge-agents";
+import { BASE, pagePath } from "./paths";
 
 const TABS: [string, string][] = [
   ["", "Overview"],
@@ -24,7 +23,7 @@ const TABS: [string, string][] = [
 ];
 
 const Tab = ({ label, path }: { readonly label: string; readonly path: string }) => (
-  <NavLink end={path === ""} to={path === "" ? BASE : `${BASE}/${path}`}>
+  <NavLink end={path === ""} to={path === "" ? BASE : pagePath(path)}>
     {({ isActive }) => (
       <Box
         borderBottomColor={isActive ? "border.info" : "transparent"}
@@ -47,7 +46,7 @@ const Nowhere = () => {
   const { pathname } = useLocation();
   return (
     <Empty title="There is no such page">
-      {pathname} leads nowhere. <PageLink to={`${BASE}/agents`}>Show the agents</PageLink>
+      {pathname} leads nowhere. <PageLink to={pagePath("agents")}>Show the agents</PageLink>
     </Empty>
   );
 };

@@ -10,57 +10,19 @@ import pytest
 
 from harness.agent import AgentProcess
 from harness.processes import Keeper
-from harness.site import EDGE_EXECUTOR, AirflowSite
+from harness.site import AirflowSite
+from harness.teams import BUNDLES, bundle_folders, dag_of, make_site_with_teams, start_with_teams
 from harness.waiting import wait_until
 from integration.end_to_end.conftest import ENVIRONMENT
 
 pytestmark = pytest.mark.integration
 
-TEAMS = ("blue", "red")
-
-DAG = """
-from airflow.sdk import dag, task
-
-@dag(dag_id="{name}_work", schedule=None, catchup=False)
-def work():
-    @task(retries=0)
-    def member(number):
-        return number
-    member.expand(number=[1, 2, 3])
-
-work()
-"""
-
 
 @pytest.fixture(scope="module")
 def teams_site(keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowSite]:
-    """Bundles of two teams, and one that belongs to none."""
     root = tmp_path_factory.mktemp("site-teams")
-    bundles = []
-    for name in (*TEAMS, "common"):
-        folder = root / "dags" / name
-        folder.mkdir(parents=True)
-        (folder / "work.py").write_text(DAG.format(name=name))
-        bundle: dict[str, object] = {
-            "name": name,
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(folder)},
-        }
-        bundles.append(bundle | ({"team_name": name} if name in TEAMS else {}))
-    settings = {
-        "AIRFLOW__CORE__MULTI_TEAM": "True",
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-    }
-    executor = ";".join([EDGE_EXECUTOR, *(f"{team}={EDGE_EXECUTOR}" for team in TEAMS)])
-    site = AirflowSite(root, keeper=keeper, environment=ENVIRONMENT, bundles={}, executor=executor, settings=settings)
-    with site:
-        site.start(["api-server"])
-        for team in TEAMS:
-            site.cli("teams", "create", team)
-        for name in ("scheduler", "dag-processor"):
-            site.start_component(name)
-        for name in (*TEAMS, "common"):
-            site.api.wait_for_dag(f"{name}_work")
+    with make_site_with_teams(root, keeper=keeper, environment=ENVIRONMENT) as site:
+        start_with_teams(site)
         yield site
 
 
@@ -75,7 +37,7 @@ def agent_of(site: AirflowSite, keeper: Keeper, folder: Path, team: str | None) 
         token=site.create_join_token(name, *(() if team is None else ("--team", team))),
         name=name,
         concurrency=4,
-        bundles={bundle: site.root / "dags" / bundle for bundle in (*TEAMS, "common")},
+        bundles=bundle_folders(site),
     )
 
 
@@ -90,16 +52,16 @@ def test_an_agent_gets_the_jobs_of_its_own_team_alone(teams_site: AirflowSite, k
         for agent in (red, nobody):
             agent.start()
             agent.wait_for_log("connected")
-        runs = {name: site.api.trigger_dag(f"{name}_work") for name in (*TEAMS, "common")}
+        runs = {name: site.api.trigger_dag(dag_of(name)) for name in BUNDLES}
         for name in ("red", "common"):
-            assert site.api.wait_for_run(f"{name}_work", runs[name]) == "success"
+            assert site.api.wait_for_run(dag_of(name), runs[name]) == "success"
         waiting = "SELECT count(*) FROM edge_agent_job WHERE team_name = 'blue' AND state = 'queued'"
         wait_until(lambda: site.query(waiting) == [(3,)], seconds=60, what="blue's jobs to wait")
         listed = json.loads(site.cli("edge-agents", "jobs", "--state", "queued", "--output", "json"))
         assert {job["why"] for job in listed} == {"no agent of its team serves queue default"}
         assert "blue" in site.cli("edge-agents", "queues", "--output", "json")
         blue.start()
-        assert site.api.wait_for_run("blue_work", runs["blue"]) == "success"
+        assert site.api.wait_for_run(dag_of("blue"), runs["blue"]) == "success"
         done = site.query("SELECT dag_id, team_name, agent_name, count(*) FROM edge_agent_job GROUP BY 1, 2, 3")
         assert sorted(done, key=str) == [
             ("blue_work", "blue", "of-blue", 3),

@@ -7,7 +7,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from airflow_edge_server import mounting, ui
+from airflow_edge_server import compat, mounting, ui
 
 
 @pytest.fixture
@@ -57,3 +57,18 @@ def test_pages_and_api_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [page["url_route"] for page in mounting.build_pages()] == [ui.ROUTE]
     monkeypatch.setenv("AIRFLOW__EDGE_AGENT__LEASE_SECONDS", "soon")
     assert mounting.build_pages() == []
+
+
+@pytest.mark.parametrize("base", ["https://airflow.example.com", "https://example.com/air/flow/"])
+@pytest.mark.parametrize("version", ["3.2.2", "3.3.2", "3.10.0rc1"])
+def test_the_bundle_is_found_below_a_path(monkeypatch: pytest.MonkeyPatch, base: str, version: str) -> None:
+    monkeypatch.setenv("AIRFLOW__EDGE_AGENT__API_ENABLED", "True")
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base)
+    monkeypatch.setattr(compat, "airflow_version", lambda: version)
+    (page,) = mounting.build_pages()
+    if version == "3.2.2":
+        # What the browser imports as it is.
+        below = "/air/flow" if base.endswith("flow/") else ""
+        assert page["bundle_url"].startswith(f"{below}{ui.PREFIX}/{ui.BUNDLE}?v=")
+    else:
+        assert page["bundle_url"].startswith(f"{ui.PREFIX.lstrip('/')}/{ui.BUNDLE}?v=")

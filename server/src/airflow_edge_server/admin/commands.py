@@ -43,6 +43,8 @@ def overview(args: Namespace) -> None:
         "queues without agent": ", ".join(seen.queues_without_agent),
         **{f"problem: {trouble.name}": trouble.problem for trouble in seen.problems},
     }
+    if (more := seen.problems_total - len(seen.problems)) > 0:
+        rows["problem"] = f"{more} more agents have one: see `airflow edge-agents list`"
     print_rows(args, ({"what": what, "how": how} for what, how in rows.items()))
 
 
@@ -145,6 +147,7 @@ def _job_row(job: models.JobItem) -> dict[str, Any]:
         "id": job.id,
         "state": job.state.value,
         "queue": job.queue,
+        "team": job.team or "",
         "agent": job.agent or "",
         "dag_id": job.dag_id or "",
         "run_id": job.run_id or "",

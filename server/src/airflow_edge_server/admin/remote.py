@@ -165,10 +165,11 @@ def _agent(name: str) -> str:
 def _fault(answer: httpx.Response) -> str:
     try:
         detail = answer.json()["detail"]
+        if isinstance(detail, list):
+            detail = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in detail[:5])
     except (ValueError, KeyError, TypeError):
+        # Answered by something else than this API.
         detail = None
-    if isinstance(detail, list):
-        detail = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in detail[:5])
     if answer.status_code == _UNAUTHORIZED:
         return f"the token is not valid ({detail or 'HTTP 401'}): get a new one by POST /auth/token"
     if answer.status_code == _NOT_FOUND and detail in (None, "Not Found"):

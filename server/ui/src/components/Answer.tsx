@@ -17,7 +17,7 @@ const help = (error: Error): string => {
 };
 
 export const Fault = ({ error, onRetry }: { readonly error: Error; readonly onRetry?: () => void }) => (
-  <Alert.Root status="error">
+  <Alert.Root role="alert" status="error">
     <Alert.Indicator />
     <Alert.Content>
       <Alert.Title>{error.message}</Alert.Title>

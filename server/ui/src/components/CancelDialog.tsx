@@ -1,8 +1,9 @@
-import { Alert, Button, Field, Input, Stack, Text } from "@chakra-ui/react";
+import { Button, Field, Input, Stack, Text } from "@chakra-ui/react";
 import { useState } from "react";
 
 import type { Job } from "../api/client";
 import { useCancelJob } from "../api/queries";
+import { Fault } from "./Answer";
 import { Modal } from "./Modal";
 import { useNotify } from "./notices";
 
@@ -13,7 +14,8 @@ export const CancelDialog = ({ job, onClose }: Props) => {
   const notify = useNotify();
   const cancel = useCancelJob();
   const name = job.task_id ?? job.kind.replace("_", " ");
-  const submit = () =>
+  const submit = () => {
+    if (cancel.isPending) return;
     cancel.mutate(
       { id: job.id, reason: reason.trim() === "" ? null : reason.trim() },
       {
@@ -23,6 +25,7 @@ export const CancelDialog = ({ job, onClose }: Props) => {
         },
       },
     );
+  };
   return (
     <Modal
       buttons={
@@ -55,12 +58,7 @@ export const CancelDialog = ({ job, onClose }: Props) => {
             <Field.Label>Reason</Field.Label>
             <Input maxLength={2000} onChange={(event) => setReason(event.target.value)} value={reason} />
           </Field.Root>
-          {cancel.error === null ? undefined : (
-            <Alert.Root status="error">
-              <Alert.Indicator />
-              <Alert.Content>{cancel.error.message}</Alert.Content>
-            </Alert.Root>
-          )}
+          {cancel.error === null ? undefined : <Fault error={cancel.error} />}
         </Stack>
       </form>
     </Modal>

@@ -57,10 +57,13 @@ export const Chart = ({ color, format, from, max = null, name, points, to }: Pro
   const x = (at: number) => ((at - from) / (to - from)) * WIDTH;
   const y = (value: number) => HEIGHT - (value / top) * (HEIGHT - 4) - 2;
   const last = points.at(-1);
+  const gap = gapAfter(from, to);
+  // Of one that is not connected there is a last figure, but none of now.
+  const now = last !== undefined && to - last.at <= gap ? "now" : "last";
   const summary =
     last === undefined
       ? `${name}: no figures yet`
-      : `${name}: now ${format(last.value)}, between ${format(Math.min(...values))} and ${format(Math.max(...values))}`;
+      : `${name}: ${now} ${format(last.value)}, between ${format(Math.min(...values))} and ${format(Math.max(...values))}`;
   const withDay = to - from > 20 * 3_600_000;
   const find = (clientX: number, box: DOMRect) => {
     const at = from + ((clientX - box.left) / box.width) * (to - from);
@@ -80,7 +83,7 @@ export const Chart = ({ color, format, from, max = null, name, points, to }: Pro
           {pointed === null
             ? last === undefined
               ? "no figures yet"
-              : format(last.value)
+              : `${now === "now" ? "" : `${clock(last.at, withDay)}: `}${format(last.value)}`
             : `${clock(pointed.at, withDay)}: ${format(pointed.value)}`}
         </Text>
       </Flex>
@@ -95,7 +98,7 @@ export const Chart = ({ color, format, from, max = null, name, points, to }: Pro
           viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
           width="100%"
         >
-          {lines(shown, gapAfter(from, to)).map((line) => {
+          {lines(shown, gap).map((line) => {
             const drawn = line.map((point) => `${x(point.at).toFixed(1)},${y(point.value).toFixed(1)}`);
             const [first] = line;
             const end = line.at(-1);

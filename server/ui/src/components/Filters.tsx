@@ -1,7 +1,8 @@
-import { Box, Flex, Input, InputGroup, NativeSelect } from "@chakra-ui/react";
-import { useEffect, useRef, useState } from "react";
+import { Box, Button, Flex, Input, InputGroup, NativeSelect } from "@chakra-ui/react";
+import { type ReactNode, useEffect, useRef, useState } from "react";
 import { useSearchParams } from "react-router-dom";
 
+import { useQueues } from "../api/queries";
 import { SearchIcon } from "./icons";
 
 /** What is chosen on a page lives in its address, so that it can be shared and survives a reload. */
@@ -22,6 +23,25 @@ export const useChosen = (): [(name: string) => string, (changes: Record<string,
       { replace: true },
     );
   return [(name) => params.get(name) ?? "", choose];
+};
+
+/** Whether one of these filters is set, and what clears them. */
+export const useFiltered = (filters: readonly string[]): { filtered: boolean; reset: () => void } => {
+  const [chosen, choose] = useChosen();
+  return {
+    filtered: filters.some((name) => chosen(name) !== ""),
+    reset: () => choose(Object.fromEntries(filters.map((name) => [name, ""]))),
+  };
+};
+
+/** Those of these filters that are set. */
+export const filtersSet = <Name extends string>(
+  chosen: (name: string) => string,
+  filters: readonly Name[],
+): { [name in Name]?: string } => {
+  const set: { [name in Name]?: string } = {};
+  for (const name of filters) if (chosen(name) !== "") set[name] = chosen(name);
+  return set;
 };
 
 type SearchProps = { readonly label: string; readonly onChange: (text: string) => void; readonly value: string };
@@ -83,8 +103,34 @@ export const Choice = ({ all, label, onChange, options, value }: ChoiceProps) =>
   </NativeSelect.Root>
 );
 
-export const FilterBar = ({ children }: { readonly children: React.ReactNode }) => (
-  <Flex align="center" gap={2} role="search" wrap="wrap">
-    {children}
-  </Flex>
-);
+/** Narrows down to one queue. */
+export const QueueChoice = () => {
+  const [chosen, choose] = useChosen();
+  const queues = useQueues();
+  return (
+    <Choice
+      all="All queues"
+      label="Queue"
+      onChange={(queue) => choose({ queue })}
+      options={(queues.data?.items ?? []).map((queue) => queue.name)}
+      value={chosen("queue")}
+    />
+  );
+};
+
+type BarProps = { readonly children: ReactNode; readonly filters: readonly string[] };
+
+/** The filters of a page, and what clears them. */
+export const FilterBar = ({ children, filters }: BarProps) => {
+  const { filtered, reset } = useFiltered(filters);
+  return (
+    <Flex align="center" gap={2} role="search" wrap="wrap">
+      {children}
+      {filtered ? (
+        <Button onClick={reset} size="sm" variant="ghost">
+          Clear
+        </Button>
+      ) : undefined}
+    </Flex>
+  );
+};

@@ -1,15 +1,14 @@
-import { Box, Button, Stack, Table, Text } from "@chakra-ui/react";
+import { Button, Stack, Table, Text } from "@chakra-ui/react";
 import { useState } from "react";
 
 import type { Job } from "../api/client";
 import { bytes, duration } from "../format";
+import { agentPath } from "../paths";
 import { Ago } from "./Ago";
 import { CancelDialog } from "./CancelDialog";
+import { DataTable, middle, OfTeam, wide } from "./lists";
 import { useRights } from "./rights";
-import { agentPath, JobBadge, JobLink, PageLink } from "./small";
-
-const wide = { base: "none", lg: "table-cell" };
-const middle = { base: "none", md: "table-cell" };
+import { JobBadge, JobLink, PageLink } from "./small";
 
 /** When something last changed about a job, in words. */
 const When = ({ job }: { readonly job: Job }) => {
@@ -35,8 +34,17 @@ const Row = ({ job, onCancel, showAgent }: RowProps) => {
   const said = job.why ?? (job.outcome === "finished" ? null : job.detail) ?? job.cancel_reason;
   return (
     <Table.Row data-job={job.id}>
-      <Table.Cell verticalAlign="top">
+      <Table.Cell minWidth={{ base: "10rem", md: "auto" }} verticalAlign="top">
         <JobLink job={job} />
+        <Text color="fg.muted" display={{ base: "block", md: "none" }} fontSize="xs" wordBreak="break-word">
+          queue {job.queue}
+          <OfTeam team={job.team} />
+          {job.agent === null || !showAgent ? undefined : (
+            <>
+              , <PageLink to={agentPath(job.agent)}>{job.agent}</PageLink>
+            </>
+          )}
+        </Text>
       </Table.Cell>
       <Table.Cell verticalAlign="top">
         <Stack align="start" gap={1} maxWidth="20rem">
@@ -53,6 +61,7 @@ const Row = ({ job, onCancel, showAgent }: RowProps) => {
       </Table.Cell>
       <Table.Cell display={middle} verticalAlign="top">
         {job.queue}
+        <OfTeam team={job.team} />
       </Table.Cell>
       {showAgent ? (
         <Table.Cell display={middle} verticalAlign="top">
@@ -88,34 +97,32 @@ export const JobTable = ({ jobs, showAgent = true }: Props) => {
   const { mayChange } = useRights();
   return (
     <>
-      <Box borderRadius="lg" borderWidth={1} overflowX="auto">
-        <Table.Root size="sm">
-          <Table.Header>
-            <Table.Row>
-              <Table.ColumnHeader>Task instance</Table.ColumnHeader>
-              <Table.ColumnHeader>State</Table.ColumnHeader>
-              <Table.ColumnHeader>When</Table.ColumnHeader>
-              <Table.ColumnHeader display={middle}>Queue</Table.ColumnHeader>
-              {showAgent ? <Table.ColumnHeader display={middle}>Agent</Table.ColumnHeader> : undefined}
-              <Table.ColumnHeader display={wide} textAlign="end">
-                Took
-              </Table.ColumnHeader>
-              <Table.ColumnHeader display={wide} textAlign="end">
-                CPU time
-              </Table.ColumnHeader>
-              <Table.ColumnHeader display={wide} textAlign="end">
-                Peak memory
-              </Table.ColumnHeader>
-              {mayChange ? <Table.ColumnHeader textAlign="end">Action</Table.ColumnHeader> : undefined}
-            </Table.Row>
-          </Table.Header>
-          <Table.Body>
-            {jobs.map((job) => (
-              <Row job={job} key={job.id} onCancel={() => setCancelled(job)} showAgent={showAgent} />
-            ))}
-          </Table.Body>
-        </Table.Root>
-      </Box>
+      <DataTable>
+        <Table.Header>
+          <Table.Row>
+            <Table.ColumnHeader>Task instance</Table.ColumnHeader>
+            <Table.ColumnHeader>State</Table.ColumnHeader>
+            <Table.ColumnHeader>When</Table.ColumnHeader>
+            <Table.ColumnHeader display={middle}>Queue</Table.ColumnHeader>
+            {showAgent ? <Table.ColumnHeader display={middle}>Agent</Table.ColumnHeader> : undefined}
+            <Table.ColumnHeader display={wide} textAlign="end">
+              Took
+            </Table.ColumnHeader>
+            <Table.ColumnHeader display={wide} textAlign="end">
+              CPU time
+            </Table.ColumnHeader>
+            <Table.ColumnHeader display={wide} textAlign="end">
+              Peak memory
+            </Table.ColumnHeader>
+            {mayChange ? <Table.ColumnHeader textAlign="end">Action</Table.ColumnHeader> : undefined}
+          </Table.Row>
+        </Table.Header>
+        <Table.Body>
+          {jobs.map((job) => (
+            <Row job={job} key={job.id} onCancel={() => setCancelled(job)} showAgent={showAgent} />
+          ))}
+        </Table.Body>
+      </DataTable>
       {cancelled === null ? undefined : <CancelDialog job={cancelled} onClose={() => setCancelled(null)} />}
     </>
   );

@@ -1,10 +1,12 @@
-import { Alert, Button, Field, HStack, Input, List, NativeSelect, Stack, Text, Textarea } from "@chakra-ui/react";
-import { useEffect, useState } from "react";
+import { Alert, Button, Field, HStack, Input, List, Stack, Text, Textarea } from "@chakra-ui/react";
+import { type RefObject, useEffect, useState } from "react";
 
 import type { Agent, AgentAction, BulkDone, BulkOrder } from "../api/client";
 import { useOrder, usePreview } from "../api/queries";
-import { count } from "../format";
+import { count, listed } from "../format";
 import { ORDERS } from "../orders";
+import { Fault } from "./Answer";
+import { Select } from "./forms";
 import { Modal } from "./Modal";
 import { useNotify } from "./notices";
 
@@ -19,6 +21,11 @@ const DURATIONS: [string, string][] = [
   ["604800", "1 week"],
 ];
 
+const RUNNING_JOBS: [Fields["runningJobs"], string][] = [
+  ["finish", "may end by themselves"],
+  ["cancel", "are cancelled first"],
+];
+
 type Fields = {
   readonly add: string;
   readonly comment: string;
@@ -28,12 +35,6 @@ type Fields = {
   readonly runningJobs: "cancel" | "finish";
   readonly slots: string;
 };
-
-const listed = (text: string) =>
-  text
-    .split(",")
-    .map((part) => part.trim())
-    .filter((part) => part !== "");
 
 const orderFor = (action: AgentAction, names: string[], fields: Fields): BulkOrder => ({
   action,
@@ -89,22 +90,12 @@ const Inputs = ({ action, agents, fields, onChange }: InputsProps) => {
             value={fields.comment}
           />
         </Field.Root>
-        <Field.Root>
-          <Field.Label>How long</Field.Label>
-          <NativeSelect.Root>
-            <NativeSelect.Field
-              onChange={(event) => onChange({ duration: event.target.value })}
-              value={fields.duration}
-            >
-              {DURATIONS.map(([seconds, words]) => (
-                <option key={seconds} value={seconds}>
-                  {words}
-                </option>
-              ))}
-            </NativeSelect.Field>
-            <NativeSelect.Indicator />
-          </NativeSelect.Root>
-        </Field.Root>
+        <Select
+          label="How long"
+          onChange={(duration) => onChange({ duration })}
+          options={DURATIONS}
+          value={fields.duration}
+        />
       </>
     );
   }
@@ -152,19 +143,12 @@ const Inputs = ({ action, agents, fields, onChange }: InputsProps) => {
   }
   if (action === "revoke") {
     return (
-      <Field.Root>
-        <Field.Label>Its running jobs</Field.Label>
-        <NativeSelect.Root>
-          <NativeSelect.Field
-            onChange={(event) => onChange({ runningJobs: event.target.value === "cancel" ? "cancel" : "finish" })}
-            value={fields.runningJobs}
-          >
-            <option value="finish">may end by themselves</option>
-            <option value="cancel">are cancelled first</option>
-          </NativeSelect.Field>
-          <NativeSelect.Indicator />
-        </NativeSelect.Root>
-      </Field.Root>
+      <Select
+        label="Its running jobs"
+        onChange={(value) => onChange({ runningJobs: value === "cancel" ? "cancel" : "finish" })}
+        options={RUNNING_JOBS}
+        value={fields.runningJobs}
+      />
     );
   }
   return null;
@@ -185,10 +169,11 @@ type Props = {
   readonly agents: readonly Agent[];
   readonly onClose: () => void;
   readonly onDone?: (done: BulkDone) => void;
+  readonly returnTo: RefObject<HTMLElement | null>;
 };
 
 /** Asks for what an order needs, shows what it would do, gives it, and says what became of it. */
-export const OrderDialog = ({ action, agents, onClose, onDone }: Props) => {
+export const OrderDialog = ({ action, agents, onClose, onDone, returnTo }: Props) => {
   const { danger = false, explanation, label } = ORDERS[action];
   const names = agents.map((agent) => agent.name);
   const [fields, setFields] = useState<Fields>({
@@ -210,7 +195,8 @@ export const OrderDialog = ({ action, agents, onClose, onDone }: Props) => {
 
   const submit = () => {
     setTried(true);
-    if (missing !== null) return;
+    // The Enter key gives orders too, as often as it is pressed.
+    if (missing !== null || failed || order.isPending) return;
     order.mutate(orderFor(action, names, fields), {
       onSuccess: (done) => {
         onDone?.(done);
@@ -243,6 +229,7 @@ export const OrderDialog = ({ action, agents, onClose, onDone }: Props) => {
       }
       danger={danger}
       onClose={onClose}
+      returnTo={returnTo}
       title={`${label}: ${names.length === 1 ? names[0] : count(names.length, "agent")}`}
     >
       <form
@@ -273,14 +260,9 @@ export const OrderDialog = ({ action, agents, onClose, onDone }: Props) => {
               <Results done={preview.data} />
             </Stack>
           ) : undefined}
-          {order.error === null ? undefined : (
-            <Alert.Root status="error">
-              <Alert.Indicator />
-              <Alert.Content>{order.error.message}</Alert.Content>
-            </Alert.Root>
-          )}
+          {order.error === null ? undefined : <Fault error={order.error} />}
           {failed && order.data !== undefined ? (
-            <Alert.Root status="error">
+            <Alert.Root role="alert" status="error">
               <Alert.Indicator />
               <Alert.Content>
                 <Alert.Title>

@@ -1,5 +1,5 @@
 import { Button, Menu, Portal, Stack, Text } from "@chakra-ui/react";
-import { useState } from "react";
+import { useRef, useState } from "react";
 
 import type { Agent, AgentAction } from "../api/client";
 import { ALL_ORDERS, ORDERS } from "../orders";
@@ -23,6 +23,7 @@ export const OrderMenu = ({ agents, label, onRemoved }: Props) => {
   const [action, setAction] = useState<AgentAction | null>(null);
   const [asked, setAsked] = useState<readonly Agent[]>([]);
   const { mayChange, whyNot } = useRights();
+  const button = useRef<HTMLButtonElement>(null);
   return (
     <>
       <Menu.Root
@@ -34,7 +35,7 @@ export const OrderMenu = ({ agents, label, onRemoved }: Props) => {
         positioning={{ placement: "bottom-end" }}
       >
         <Menu.Trigger asChild>
-          <Button disabled={!mayChange || agents.length === 0} size="sm" title={whyNot} variant="outline">
+          <Button disabled={!mayChange || agents.length === 0} ref={button} size="sm" title={whyNot} variant="outline">
             {label}
             <ChevronDown />
           </Button>
@@ -70,6 +71,7 @@ export const OrderMenu = ({ agents, label, onRemoved }: Props) => {
           onDone={(done) => {
             if (action === "delete" && done.failed === 0) onRemoved?.();
           }}
+          returnTo={button}
         />
       )}
     </>

@@ -1,10 +1,11 @@
+import { Text } from "@chakra-ui/react";
 import { createContext, type ReactNode, useContext } from "react";
 
 import { useMe } from "../api/queries";
 
-type Rights = { readonly mayChange: boolean; readonly whyNot: string };
+type Rights = { readonly known: boolean; readonly mayChange: boolean; readonly whyNot: string };
 
-const Context = createContext<Rights>({ mayChange: false, whyNot: "" });
+const Context = createContext<Rights>({ known: false, mayChange: false, whyNot: "" });
 
 /** What the user may do here; the server asks again with each order. */
 export const useRights = () => useContext(Context);
@@ -14,5 +15,17 @@ export const RightsProvider = ({ children }: { readonly children: ReactNode }) =
   let whyNot = "";
   if (data === undefined) whyNot = error === null ? "Your rights are being looked up." : error.message;
   else if (!data.can_change) whyNot = `${data.user} may look at the edge agents, but not change them.`;
-  return <Context value={{ mayChange: data?.can_change ?? false, whyNot }}>{children}</Context>;
+  const known = data !== undefined || error !== null;
+  return <Context value={{ known, mayChange: data?.can_change ?? false, whyNot }}>{children}</Context>;
+};
+
+/** Says why nothing can be changed here. */
+export const WhyNot = () => {
+  const { known, mayChange, whyNot } = useRights();
+  if (mayChange || !known) return null;
+  return (
+    <Text color="fg.muted" fontSize="sm">
+      {whyNot}
+    </Text>
+  );
 };

@@ -1,11 +1,12 @@
 import { Badge, Box, Code, Flex, Heading, HStack, IconButton, Link, Stack, Text } from "@chakra-ui/react";
-import { type ReactNode, useState } from "react";
+import { type ReactNode, useRef, useState } from "react";
 import { Link as RouterLink } from "react-router-dom";
 
 import type { Agent, AgentState, Job } from "../api/client";
-import { dateTime } from "../format";
+import { count, dateTime } from "../format";
 import { AGENT_STATES, jobWord } from "../words";
 import { CheckIcon, CopyIcon, WarningIcon } from "./icons";
+import { useNotify } from "./notices";
 
 export const StateBadge = ({ state }: { readonly state: AgentState }) => {
   const { meaning, palette } = AGENT_STATES[state];
@@ -81,8 +82,6 @@ export const PageLink = ({ children, onColor = false, to }: LinkProps) => (
   </Link>
 );
 
-export const agentPath = (name: string) => `/plugin/edge-agents/agents/${encodeURIComponent(name)}`;
-
 type MeterProps = { readonly label: string; readonly percent: number | null | undefined; readonly title?: string };
 
 /** A small bar, with its figure in words. */
@@ -143,16 +142,14 @@ export const Warnings = ({ agent }: { readonly agent: Pick<Agent, "drained" | "p
   ));
 };
 
-const counted = (count: number, noun: string) => `${count} ${noun}${count === 1 ? "" : "s"}`;
-
 /** What an agent that has gone has left behind, and until when it may come back to it. */
 export const Away = ({ agent: { away } }: { readonly agent: Pick<Agent, "away"> }) => {
   if (away === null || away === undefined) return null;
   const parts = [
     `disconnected since ${dateTime(away.since)}`,
     ...(away.lease_until === null ? [] : [`lease until ${dateTime(away.lease_until)}`]),
-    `${counted(away.running, "task")} running`,
-    ...(away.results_waiting === null ? [] : [`${counted(away.results_waiting, "result")} waiting`]),
+    `${count(away.running, "task")} running`,
+    ...(away.results_waiting === null ? [] : [`${count(away.results_waiting, "result")} waiting`]),
   ];
   return (
     <Text color="fg.muted" data-away fontSize="xs" wordBreak="break-word">
@@ -185,8 +182,22 @@ export const Empty = ({ children, title }: { readonly children?: ReactNode; read
 /** A command, with a button that copies it. */
 export const Command = ({ label, text }: { readonly label: string; readonly text: string }) => {
   const [copied, setCopied] = useState(false);
+  const code = useRef<HTMLElement>(null);
+  const notify = useNotify();
   const copy = async () => {
-    await navigator.clipboard.writeText(text);
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Pages without TLS have no clipboard. What is selected may be copied all the same, if only by hand.
+      if (code.current !== null) getSelection()?.selectAllChildren(code.current);
+      if (!document.execCommand("copy")) {
+        notify({
+          ok: false,
+          text: `The browser lets nobody copy ${label} but you: it is selected, copy it with the keyboard.`,
+        });
+        return;
+      }
+    }
     setCopied(true);
     setTimeout(() => setCopied(false), 2_000);
   };
@@ -199,6 +210,7 @@ export const Command = ({ label, text }: { readonly label: string; readonly text
         fontSize="sm"
         minWidth={0}
         overflowX="auto"
+        ref={code}
         // Long commands are scrolled; who has no mouse does it with the arrow keys.
         tabIndex={0}
         whiteSpace="pre"

@@ -1,27 +1,17 @@
-import {
-  Alert,
-  Box,
-  Button,
-  Field,
-  Heading,
-  Input,
-  NativeSelect,
-  SimpleGrid,
-  Spinner,
-  Stack,
-  Table,
-  Text,
-} from "@chakra-ui/react";
-import { useState } from "react";
+import { Alert, Box, Button, Field, Input, SimpleGrid, Spinner, Stack, Table, Text } from "@chakra-ui/react";
+import { useEffect, useRef, useState } from "react";
 
 import type { JoinToken, JoinTokenOrder, NewJoinToken } from "../api/client";
 import { useAwaited, useJoinTokens, useMakeJoinToken, useQueues, useRevokeJoinToken, useTeams } from "../api/queries";
 import { Ago } from "../components/Ago";
 import { Answer, Fault } from "../components/Answer";
+import { Select } from "../components/forms";
+import { DataTable, PageHead } from "../components/lists";
 import { useNotify } from "../components/notices";
-import { useRights } from "../components/rights";
-import { agentPath, Command, PageLink, Section } from "../components/small";
-import { dateTime } from "../format";
+import { useRights, WhyNot } from "../components/rights";
+import { Command, PageLink, Section } from "../components/small";
+import { dateTime, listed } from "../format";
+import { agentPath } from "../paths";
 
 type Platform = "deb" | "manual" | "rpm";
 
@@ -37,32 +27,9 @@ const VALIDITIES: [number, string][] = [
   [604_800, "1 week"],
 ];
 
+const MOST_USES = 10_000;
+
 const NAME = /^[A-Za-z0-9*?][A-Za-z0-9._*?-]{0,62}$/;
-
-type Choice<Value extends number | string> = {
-  readonly label: string;
-  readonly onChange: (value: string) => void;
-  readonly options: readonly (readonly [Value, string])[];
-  readonly value: Value;
-};
-
-function Select<Value extends number | string>({ label, onChange, options, value }: Choice<Value>) {
-  return (
-    <Field.Root>
-      <Field.Label>{label}</Field.Label>
-      <NativeSelect.Root>
-        <NativeSelect.Field onChange={(event) => onChange(event.target.value)} value={value}>
-          {options.map(([key, words]) => (
-            <option key={key} value={key}>
-              {words}
-            </option>
-          ))}
-        </NativeSelect.Field>
-        <NativeSelect.Indicator />
-      </NativeSelect.Root>
-    </Field.Root>
-  );
-}
 
 type FormProps = { readonly onMade: (order: JoinTokenOrder, made: NewJoinToken, platform: Platform) => void };
 
@@ -78,18 +45,18 @@ const Form = ({ onMade }: FormProps) => {
   const teams = useTeams();
   const [team, setTeam] = useState("");
   const make = useMakeJoinToken();
-  const asked = queues
-    .split(",")
-    .map((queue) => queue.trim())
-    .filter((queue) => queue !== "");
-  const badName = tried && !NAME.test(name);
-  const badQueues = tried && asked.length === 0;
-  const badUses = tried && !(Number.isInteger(Number(uses)) && Number(uses) >= 1);
+  const asked = listed(queues);
+  const bad = {
+    name: !NAME.test(name.trim()),
+    queues: asked.length === 0,
+    uses: !(Number.isInteger(Number(uses)) && Number(uses) >= 1 && Number(uses) <= MOST_USES),
+  };
   const submit = () => {
     setTried(true);
-    if (!NAME.test(name) || asked.length === 0 || !(Number.isInteger(Number(uses)) && Number(uses) >= 1)) return;
+    // The Enter key asks too, as often as it is pressed.
+    if (bad.name || bad.queues || bad.uses || !mayChange || make.isPending) return;
     const order: JoinTokenOrder = {
-      name_pattern: name,
+      name_pattern: name.trim(),
       queues: asked,
       team: team || null,
       uses: Number(uses),
@@ -107,7 +74,7 @@ const Form = ({ onMade }: FormProps) => {
     >
       <Stack gap={4}>
         <SimpleGrid columns={{ base: 1, md: 2 }} gap={4}>
-          <Field.Root invalid={badName} required>
+          <Field.Root invalid={tried && bad.name} required>
             <Field.Label>Name</Field.Label>
             <Input onChange={(event) => setName(event.target.value)} placeholder="press-07" value={name} />
             <Field.HelperText>For several agents with one token: a pattern, such as press-*.</Field.HelperText>
@@ -115,7 +82,7 @@ const Form = ({ onMade }: FormProps) => {
               Up to 63 letters, digits, dots, underscores and hyphens; * and ? in a pattern.
             </Field.ErrorText>
           </Field.Root>
-          <Field.Root invalid={badQueues} required>
+          <Field.Root invalid={tried && bad.queues} required>
             <Field.Label>Queues</Field.Label>
             <Input
               list="edge-agents-queues"
@@ -153,10 +120,10 @@ const Form = ({ onMade }: FormProps) => {
             options={VALIDITIES}
             value={seconds}
           />
-          <Field.Root invalid={badUses}>
+          <Field.Root invalid={tried && bad.uses}>
             <Field.Label>How many agents may use it</Field.Label>
             <Input inputMode="numeric" onChange={(event) => setUses(event.target.value)} value={uses} />
-            <Field.ErrorText>A whole number, 1 or more.</Field.ErrorText>
+            <Field.ErrorText>A whole number from 1 to {MOST_USES}.</Field.ErrorText>
           </Field.Root>
         </SimpleGrid>
         {make.error === null ? undefined : <Fault error={make.error} />}
@@ -164,11 +131,7 @@ const Form = ({ onMade }: FormProps) => {
           <Button colorPalette="brand" disabled={!mayChange} loading={make.isPending} title={whyNot} type="submit">
             Make a join token
           </Button>
-          {mayChange ? undefined : (
-            <Text color="fg.muted" fontSize="sm" mt={1}>
-              {whyNot}
-            </Text>
-          )}
+          <WhyNot />
         </Box>
       </Stack>
     </form>
@@ -204,7 +167,7 @@ const Arrival = ({ pattern, since }: { readonly pattern: string; readonly since:
                 </Alert.Title>
                 <Alert.Description>
                   {agent.problem === null
-                    ? `It is ${agent.state} and serves ${agent.queues.join(", ")}.`
+                    ? `It is ${agent.state} and serves ${agent.queues.join(", ") || "no queues"}${agent.team === null ? "" : ` of team ${agent.team}`}.`
                     : agent.problem}
                 </Alert.Description>
               </Alert.Content>
@@ -252,88 +215,97 @@ const Made = ({ made, onAgain, order, platform, since }: MadeProps) => (
 );
 
 const Tokens = ({ tokens }: { readonly tokens: readonly JoinToken[] }) => {
-  const { mayChange } = useRights();
   const notify = useNotify();
   const revoke = useRevokeJoinToken();
+  const withTeams = useTeams().data?.enabled === true;
   return (
-    <Box overflowX="auto">
-      <Table.Root size="sm">
-        <Table.Header>
-          <Table.Row>
-            <Table.ColumnHeader>For</Table.ColumnHeader>
-            <Table.ColumnHeader>Queues</Table.ColumnHeader>
-            <Table.ColumnHeader>Uses left</Table.ColumnHeader>
-            <Table.ColumnHeader>Until</Table.ColumnHeader>
-            <Table.ColumnHeader>Made</Table.ColumnHeader>
-            {mayChange ? <Table.ColumnHeader textAlign="end">Action</Table.ColumnHeader> : undefined}
+    <DataTable>
+      <Table.Header>
+        <Table.Row>
+          <Table.ColumnHeader>For</Table.ColumnHeader>
+          <Table.ColumnHeader>Queues</Table.ColumnHeader>
+          {withTeams ? <Table.ColumnHeader>Team</Table.ColumnHeader> : undefined}
+          <Table.ColumnHeader>Uses left</Table.ColumnHeader>
+          <Table.ColumnHeader>Until</Table.ColumnHeader>
+          <Table.ColumnHeader>Made</Table.ColumnHeader>
+          <Table.ColumnHeader textAlign="end">Action</Table.ColumnHeader>
+        </Table.Row>
+      </Table.Header>
+      <Table.Body>
+        {tokens.map((token) => (
+          <Table.Row data-token={token.name_pattern} key={token.id}>
+            <Table.Cell>{token.name_pattern}</Table.Cell>
+            <Table.Cell>{token.queues.join(", ")}</Table.Cell>
+            {withTeams ? <Table.Cell>{token.team ?? "none"}</Table.Cell> : undefined}
+            <Table.Cell>{token.uses_left}</Table.Cell>
+            <Table.Cell whiteSpace="nowrap">{dateTime(token.expires_at)}</Table.Cell>
+            <Table.Cell whiteSpace="nowrap">
+              <Ago at={token.created_at} />
+              {token.created_by === null ? "" : ` by ${token.created_by}`}
+            </Table.Cell>
+            <Table.Cell textAlign="end">
+              <Button
+                aria-label={`Revoke the token for ${token.name_pattern}`}
+                onClick={() =>
+                  revoke.mutate(token.id, {
+                    onError: (error) => notify({ ok: false, text: error.message }),
+                    onSuccess: () => notify({ ok: true, text: `The token for ${token.name_pattern} is revoked.` }),
+                  })
+                }
+                size="xs"
+                variant="outline"
+              >
+                Revoke
+              </Button>
+            </Table.Cell>
           </Table.Row>
-        </Table.Header>
-        <Table.Body>
-          {tokens.map((token) => (
-            <Table.Row data-token={token.name_pattern} key={token.id}>
-              <Table.Cell>{token.name_pattern}</Table.Cell>
-              <Table.Cell>{token.queues.join(", ")}</Table.Cell>
-              <Table.Cell>{token.uses_left}</Table.Cell>
-              <Table.Cell whiteSpace="nowrap">{dateTime(token.expires_at)}</Table.Cell>
-              <Table.Cell whiteSpace="nowrap">
-                <Ago at={token.created_at} />
-                {token.created_by === null ? "" : ` by ${token.created_by}`}
-              </Table.Cell>
-              {mayChange ? (
-                <Table.Cell textAlign="end">
-                  <Button
-                    aria-label={`Revoke the token for ${token.name_pattern}`}
-                    onClick={() =>
-                      revoke.mutate(token.id, {
-                        onError: (error) => notify({ ok: false, text: error.message }),
-                        onSuccess: () => notify({ ok: true, text: `The token for ${token.name_pattern} is revoked.` }),
-                      })
-                    }
-                    size="xs"
-                    variant="outline"
-                  >
-                    Revoke
-                  </Button>
-                </Table.Cell>
-              ) : undefined}
-            </Table.Row>
-          ))}
-        </Table.Body>
-      </Table.Root>
-    </Box>
+        ))}
+      </Table.Body>
+    </DataTable>
   );
 };
 
+const OpenTokens = () => (
+  <Answer query={useJoinTokens()}>
+    {({ items }) => {
+      const open = items.filter((token) => token.usable);
+      return open.length === 0 ? <Text color="fg.muted">None.</Text> : <Tokens tokens={open} />;
+    }}
+  </Answer>
+);
+
 type Done = { readonly made: NewJoinToken; readonly order: JoinTokenOrder; readonly platform: Platform };
 
+/** When the token was made, by the server's clock. Those of several servers differ a little. */
+const madeAt = ({ made, order }: Done) => Date.parse(made.expires_at) - (order.valid_seconds ?? 0) * 1_000 - 5_000;
+
 export const AddPage = () => {
-  const [done, setDone] = useState<(Done & { readonly since: number }) | null>(null);
-  const tokens = useJoinTokens();
+  const [done, setDone] = useState<Done | null>(null);
+  const { mayChange } = useRights();
+  const box = useRef<HTMLDivElement>(null);
+  const shown = useRef(done);
+  useEffect(() => {
+    // What had the focus has gone: go on with what has come instead.
+    if (shown.current !== done) box.current?.focus();
+    shown.current = done;
+  }, [done]);
   return (
     <Stack gap={3}>
-      <Heading as="h2" size="md">
-        Add an agent
-      </Heading>
-      <Section title={done === null ? "Which one" : `Let ${done.order.name_pattern} join`}>
-        {done === null ? (
-          <Form
-            onMade={(order, made, platform) =>
-              // Clocks differ a little; who connected a minute ago is none of those waited for, or all the same to see.
-              setDone({ made, order, platform, since: Date.now() - 5_000 })
-            }
-          />
-        ) : (
-          <Made {...done} onAgain={() => setDone(null)} />
-        )}
-      </Section>
-      <Section title="Join tokens that are open">
-        <Answer query={tokens}>
-          {({ items }) => {
-            const open = items.filter((token) => token.usable);
-            return open.length === 0 ? <Text color="fg.muted">None.</Text> : <Tokens tokens={open} />;
-          }}
-        </Answer>
-      </Section>
+      <PageHead title="Add an agent" />
+      <Box outline="none" ref={box} tabIndex={-1}>
+        <Section title={done === null ? "Which one" : `Let ${done.order.name_pattern} join`}>
+          {done === null ? (
+            <Form onMade={(order, made, platform) => setDone({ made, order, platform })} />
+          ) : (
+            <Made {...done} onAgain={() => setDone(null)} since={madeAt(done)} />
+          )}
+        </Section>
+      </Box>
+      {mayChange ? (
+        <Section title="Join tokens that are open">
+          <OpenTokens />
+        </Section>
+      ) : undefined}
     </Stack>
   );
 };

@@ -22,7 +22,7 @@ import { Chart } from "../components/Chart";
 import { JobTable } from "../components/JobTable";
 import { useNow } from "../components/now";
 import { OrderMenu } from "../components/OrderMenu";
-import { useRights } from "../components/rights";
+import { WhyNot } from "../components/rights";
 import {
   Away,
   Empty,
@@ -35,9 +35,8 @@ import {
   Warnings,
 } from "../components/small";
 import { bytes, dateTime, duration } from "../format";
+import { pagePath } from "../paths";
 import { AGENT_STATES } from "../words";
-
-const BASE = "/plugin/edge-agents";
 
 const RANGES: [number, string][] = [
   [60, "last hour"],
@@ -243,7 +242,7 @@ const History = ({ name }: { readonly name: string }) => {
 
 const Jobs = ({ name }: { readonly name: string }) => (
   <Section
-    aside={<PageLink to={`${BASE}/jobs?agent=${encodeURIComponent(name)}`}>All its jobs</PageLink>}
+    aside={<PageLink to={pagePath("jobs", { agent: name })}>All its jobs</PageLink>}
     title="Running and recent jobs"
   >
     <Answer query={useAgentJobs(name)}>
@@ -316,11 +315,10 @@ export const AgentPage = () => {
   const { name = "" } = useParams();
   const query = useAgent(name);
   const navigate = useNavigate();
-  const { mayChange, whyNot } = useRights();
   if (query.error instanceof ApiError && query.error.status === 404) {
     return (
       <Empty title={`There is no agent ${name}`}>
-        It may have been removed. <PageLink to={`${BASE}/agents`}>Show the agents</PageLink>
+        It may have been removed. <PageLink to={pagePath("agents")}>Show the agents</PageLink>
       </Empty>
     );
   }
@@ -341,12 +339,8 @@ export const AgentPage = () => {
               {isDrained(agent) ? <Text fontSize="sm">drained</Text> : undefined}
             </HStack>
             <HStack wrap="wrap">
-              {mayChange ? undefined : (
-                <Text color="fg.muted" fontSize="sm">
-                  {whyNot}
-                </Text>
-              )}
-              <OrderMenu agents={[agent]} label="Actions" onRemoved={() => navigate(`${BASE}/agents`)} />
+              <WhyNot />
+              <OrderMenu agents={[agent]} label="Actions" onRemoved={() => navigate(pagePath("agents"))} />
             </HStack>
           </Flex>
           <Warnings agent={agent} />

@@ -1,46 +1,37 @@
-import { Box, Button, Flex, Heading, HStack, Stack, Table, Text } from "@chakra-ui/react";
+import { Button, HStack, Stack, Table, Text } from "@chakra-ui/react";
 import { type ReactNode, useState } from "react";
-import { useNavigate } from "react-router-dom";
 
 import type { Agent, AgentState } from "../api/client";
-import { type AgentFilter, useAgents, useMe, useQueues } from "../api/queries";
+import { type AgentFilter, useAgents } from "../api/queries";
 import { Ago } from "../components/Ago";
 import { Answer } from "../components/Answer";
-import { Choice, FilterBar, Search, useChosen } from "../components/Filters";
+import { Choice, FilterBar, filtersSet, QueueChoice, Search, useChosen, useFiltered } from "../components/Filters";
 import { ArrowDown, ArrowUp } from "../components/icons";
+import { DataTable, middle, PageHead, wide } from "../components/lists";
 import { OrderMenu } from "../components/OrderMenu";
 import { Paging } from "../components/Paging";
-import { useRights } from "../components/rights";
-import {
-  Away,
-  agentPath,
-  Empty,
-  isDrained,
-  Meter,
-  PageLink,
-  ProblemBadge,
-  StateBadge,
-  Warnings,
-} from "../components/small";
+import { useRights, WhyNot } from "../components/rights";
+import { Away, Empty, isDrained, Meter, PageLink, ProblemBadge, StateBadge, Warnings } from "../components/small";
 import { bytes, count, dateTime } from "../format";
+import { agentPath, pagePath } from "../paths";
 import { ALL_STATES } from "../words";
 
 const LIMIT = 50;
-
-const wide = { base: "none", lg: "table-cell" };
-const middle = { base: "none", md: "table-cell" };
+const FILTERS = ["name", "queue", "state"] as const;
 
 /** Who types no pattern means a part of the name. */
 const asGlob = (text: string) => (/[*?[]/.test(text) ? text : `*${text}*`);
 
-const filterFrom = (chosen: (name: string) => string): AgentFilter => ({
-  limit: LIMIT,
-  offset: Number(chosen("offset")) || 0,
-  ...(chosen("name") === "" ? {} : { name: asGlob(chosen("name")) }),
-  ...(chosen("queue") === "" ? {} : { queue: chosen("queue") }),
-  ...(chosen("state") === "" ? {} : { state: [chosen("state") as AgentState] }),
-  ...(chosen("order_by") === "" ? {} : { order_by: chosen("order_by") }),
-});
+const filterFrom = (chosen: (name: string) => string): AgentFilter => {
+  const { name, state, ...others } = filtersSet(chosen, [...FILTERS, "order_by"]);
+  return {
+    limit: LIMIT,
+    offset: Number(chosen("offset")) || 0,
+    ...others,
+    ...(name === undefined ? {} : { name: asGlob(name) }),
+    ...(state === undefined ? {} : { state: [state as AgentState] }),
+  };
+};
 
 type HeaderProps = { readonly children: ReactNode; readonly display?: typeof middle; readonly order: string };
 
@@ -120,6 +111,10 @@ type RowProps = { readonly agent: Agent; readonly chosen: boolean; readonly onCh
 
 const Row = ({ agent, chosen, onChoose }: RowProps) => {
   const { mayChange } = useRights();
+  const about = [
+    ...(agent.team === null ? [] : [`of team ${agent.team}`]),
+    ...(agent.hostname === null || agent.hostname === agent.name ? [] : [`on ${agent.hostname}`]),
+  ].join(", ");
   return (
     <Table.Row data-agent={agent.name}>
       {mayChange ? (
@@ -135,9 +130,9 @@ const Row = ({ agent, chosen, onChoose }: RowProps) => {
       <Table.Cell verticalAlign="top">
         <Stack gap={1} maxWidth={{ base: "none", md: "22rem" }}>
           <PageLink to={agentPath(agent.name)}>{agent.name}</PageLink>
-          {agent.hostname === null || agent.hostname === agent.name ? undefined : (
+          {about === "" ? undefined : (
             <Text color="fg.muted" fontSize="xs">
-              on {agent.hostname}
+              {about}
             </Text>
           )}
           <HStack display={{ base: "flex", md: "none" }} fontSize="xs" gap={1} wrap="wrap">
@@ -198,46 +193,32 @@ const NoAgents = ({ filtered, onReset }: { readonly filtered: boolean; readonly 
     </Empty>
   ) : (
     <Empty title="There are no agents yet">
-      <PageLink to="/plugin/edge-agents/add">Add an agent</PageLink>
+      <PageLink to={pagePath("add")}>Add an agent</PageLink>
     </Empty>
   );
 
 export const AgentsPage = () => {
   const [chosen, choose] = useChosen();
   const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
-  const { mayChange, whyNot } = useRights();
+  const { mayChange } = useRights();
+  const { filtered, reset } = useFiltered(FILTERS);
   const query = useAgents(filterFrom(chosen));
-  const queues = useQueues();
-  const me = useMe();
-  const navigate = useNavigate();
   const agents = query.data?.items ?? [];
   const selection = agents.filter((agent) => picked.has(agent.name));
-  const filtered = ["name", "queue", "state"].some((name) => chosen(name) !== "");
-  const reset = () => choose({ name: "", queue: "", state: "" });
   const everyOne = agents.length > 0 && selection.length === agents.length;
 
   return (
     <Stack gap={3}>
-      <Flex align="center" gap={3} justify="space-between" wrap="wrap">
-        <HStack align="baseline">
-          <Heading as="h2" size="md">
-            Agents
-          </Heading>
-          <Text color="fg.muted">{query.data === undefined ? "" : query.data.total}</Text>
-        </HStack>
+      <PageHead title="Agents" total={query.data?.total}>
         <HStack wrap="wrap">
-          {mayChange || me.isPending ? undefined : (
-            <Text color="fg.muted" fontSize="sm">
-              {whyNot}
-            </Text>
-          )}
+          <WhyNot />
           <OrderMenu
             agents={selection}
             label={selection.length === 0 ? "Choose agents to act on" : `Act on ${count(selection.length, "agent")}`}
           />
         </HStack>
-      </Flex>
-      <FilterBar>
+      </PageHead>
+      <FilterBar filters={FILTERS}>
         <Search
           label="Search names, such as press or press-*"
           onChange={(name) => choose({ name })}
@@ -250,82 +231,64 @@ export const AgentsPage = () => {
           options={ALL_STATES}
           value={chosen("state")}
         />
-        <Choice
-          all="All queues"
-          label="Queue"
-          onChange={(queue) => choose({ queue })}
-          options={(queues.data?.items ?? []).map((queue) => queue.name)}
-          value={chosen("queue")}
-        />
-        {filtered ? (
-          <Button onClick={reset} size="sm" variant="ghost">
-            Clear
-          </Button>
-        ) : undefined}
+        <QueueChoice />
       </FilterBar>
       <Answer query={query} rows={8}>
         {({ items, total }) =>
-          items.length === 0 ? (
+          total === 0 ? (
             <NoAgents filtered={filtered} onReset={reset} />
           ) : (
             <>
-              <Box borderRadius="lg" borderWidth={1} overflowX="auto">
-                <Table.Root size="sm">
-                  <Table.Header>
-                    <Table.Row>
-                      {mayChange ? (
-                        <Table.ColumnHeader width={8}>
-                          <input
-                            aria-label="Choose all agents shown"
-                            checked={everyOne}
-                            onChange={() => setPicked(new Set(everyOne ? [] : items.map((agent) => agent.name)))}
-                            type="checkbox"
-                          />
-                        </Table.ColumnHeader>
-                      ) : undefined}
-                      <SortHeader order="name">Name</SortHeader>
-                      <SortHeader display={middle} order="state">
-                        State
-                      </SortHeader>
-                      <Table.ColumnHeader display={middle}>Queues</Table.ColumnHeader>
-                      <Table.ColumnHeader display={middle}>Slots used</Table.ColumnHeader>
-                      <Table.ColumnHeader display={middle}>Jobs</Table.ColumnHeader>
-                      <Table.ColumnHeader display={middle}>Last heard of</Table.ColumnHeader>
-                      <Table.ColumnHeader display={wide}>Version</Table.ColumnHeader>
-                      <Table.ColumnHeader display={wide}>Host</Table.ColumnHeader>
-                      <Table.ColumnHeader display={wide}>Comment</Table.ColumnHeader>
-                    </Table.Row>
-                  </Table.Header>
-                  <Table.Body>
-                    {items.map((agent) => (
-                      <Row
-                        agent={agent}
-                        chosen={picked.has(agent.name)}
-                        key={agent.name}
-                        onChoose={(isChosen) =>
-                          setPicked((before) => {
-                            const next = new Set(before);
-                            if (isChosen) next.add(agent.name);
-                            else next.delete(agent.name);
-                            return next;
-                          })
-                        }
-                      />
-                    ))}
-                  </Table.Body>
-                </Table.Root>
-              </Box>
+              <DataTable>
+                <Table.Header>
+                  <Table.Row>
+                    {mayChange ? (
+                      <Table.ColumnHeader width={8}>
+                        <input
+                          aria-label="Choose all agents shown"
+                          checked={everyOne}
+                          onChange={() => setPicked(new Set(everyOne ? [] : items.map((agent) => agent.name)))}
+                          type="checkbox"
+                        />
+                      </Table.ColumnHeader>
+                    ) : undefined}
+                    <SortHeader order="name">Name</SortHeader>
+                    <SortHeader display={middle} order="state">
+                      State
+                    </SortHeader>
+                    <Table.ColumnHeader display={middle}>Queues</Table.ColumnHeader>
+                    <Table.ColumnHeader display={middle}>Slots used</Table.ColumnHeader>
+                    <Table.ColumnHeader display={middle}>Jobs</Table.ColumnHeader>
+                    <Table.ColumnHeader display={middle}>Last heard of</Table.ColumnHeader>
+                    <Table.ColumnHeader display={wide}>Version</Table.ColumnHeader>
+                    <Table.ColumnHeader display={wide}>Host</Table.ColumnHeader>
+                    <Table.ColumnHeader display={wide}>Comment</Table.ColumnHeader>
+                  </Table.Row>
+                </Table.Header>
+                <Table.Body>
+                  {items.map((agent) => (
+                    <Row
+                      agent={agent}
+                      chosen={picked.has(agent.name)}
+                      key={agent.name}
+                      onChoose={(isChosen) =>
+                        setPicked((before) => {
+                          const next = new Set(before);
+                          if (isChosen) next.add(agent.name);
+                          else next.delete(agent.name);
+                          return next;
+                        })
+                      }
+                    />
+                  ))}
+                </Table.Body>
+              </DataTable>
               <Paging
                 limit={LIMIT}
                 offset={Number(chosen("offset")) || 0}
                 onMove={(offset) => {
                   setPicked(new Set());
-                  navigate({
-                    search: new URLSearchParams({
-                      ...Object.fromEntries(new URLSearchParams(location.search)),
-                      offset: String(offset),
-                    }).toString(),
-                  });
+                  choose({ offset: String(offset) });
                 }}
                 total={total}
               />

@@ -1,14 +1,14 @@
-import { Alert, Box, Flex, Heading, SimpleGrid, Stack, Text } from "@chakra-ui/react";
+import { Alert, Box, Flex, SimpleGrid, Stack, Text } from "@chakra-ui/react";
 import type { ReactNode } from "react";
 
 import type { AgentState, Overview } from "../api/client";
 import { useOverview } from "../api/queries";
 import { Ago } from "../components/Ago";
 import { Answer } from "../components/Answer";
-import { agentPath, Empty, PageLink, Section, StateBadge } from "../components/small";
+import { PageHead } from "../components/lists";
+import { Empty, PageLink, Section, StateBadge } from "../components/small";
 import { count } from "../format";
-
-const BASE = "/plugin/edge-agents";
+import { agentPath, pagePath } from "../paths";
 
 type FigureProps = {
   readonly children?: ReactNode;
@@ -37,19 +37,19 @@ const Figures = ({ overview }: { readonly overview: Overview }) => {
     <SimpleGrid columns={{ base: 1, sm: 2, xl: 4 }} gap={3}>
       <Figure
         name="Agents connected"
-        to={`${BASE}/agents`}
+        to={pagePath("agents")}
         value={`${overview.agents_connected} of ${overview.agents}`}
       >
         {count(overview.problems_total, "agent")} with a problem
       </Figure>
       <Figure
         name="Slots used"
-        to={`${BASE}/agents?order_by=-slots_used`}
+        to={pagePath("agents", { order_by: "-slots_used" })}
         value={`${overview.slots_used} of ${overview.slots_total}`}
       >
         of connected agents
       </Figure>
-      <Figure name="Jobs queued" to={`${BASE}/jobs?state=queued`} value={String(overview.jobs_queued)}>
+      <Figure name="Jobs queued" to={pagePath("jobs", { state: "queued" })} value={String(overview.jobs_queued)}>
         {overview.oldest_queued_at === null ? (
           "none waits"
         ) : (
@@ -58,7 +58,7 @@ const Figures = ({ overview }: { readonly overview: Overview }) => {
           </>
         )}
       </Figure>
-      <Figure name="Jobs running" to={`${BASE}/jobs?state=running`} value={String(overview.jobs_running)}>
+      <Figure name="Jobs running" to={pagePath("jobs", { state: "running" })} value={String(overview.jobs_running)}>
         {overview.finished_last_hour} ended in the last hour
         {ended.length === 0 ? "" : `, of these ${ended.map(([outcome, number]) => `${number} ${outcome}`).join(", ")}`}
       </Figure>
@@ -74,7 +74,7 @@ const States = ({ overview }: { readonly overview: Overview }) => (
         .map(([state, number]) => (
           <Flex align="center" gap={2} key={state}>
             <StateBadge state={state as AgentState} />
-            <PageLink to={`${BASE}/agents?state=${encodeURIComponent(state)}`}>{count(number, "agent")}</PageLink>
+            <PageLink to={pagePath("agents", { state })}>{count(number, "agent")}</PageLink>
           </Flex>
         ))}
     </Flex>
@@ -106,9 +106,7 @@ const Problems = ({ overview }: { readonly overview: Overview }) => (
 
 export const OverviewPage = () => (
   <Stack gap={3}>
-    <Heading as="h2" size="md">
-      Overview
-    </Heading>
+    <PageHead title="Overview" />
     <Answer query={useOverview()}>
       {(overview) => (
         <>
@@ -121,7 +119,7 @@ export const OverviewPage = () => (
                   {overview.queues_without_agent.join(", ")}
                 </Alert.Title>
                 <Alert.Description>
-                  <PageLink onColor to={`${BASE}/queues`}>
+                  <PageLink onColor to={pagePath("queues")}>
                     Show the queues
                   </PageLink>
                 </Alert.Description>
@@ -130,7 +128,7 @@ export const OverviewPage = () => (
           )}
           {overview.agents === 0 ? (
             <Empty title="There are no agents yet">
-              <PageLink to={`${BASE}/add`}>Add an agent</PageLink>
+              <PageLink to={pagePath("add")}>Add an agent</PageLink>
             </Empty>
           ) : undefined}
           <Figures overview={overview} />

@@ -1,21 +1,17 @@
-import { Alert, Box, Heading, Stack, Table, Text } from "@chakra-ui/react";
+import { Alert, Stack, Table } from "@chakra-ui/react";
 
 import { useQueues } from "../api/queries";
 import { Ago } from "../components/Ago";
 import { Answer } from "../components/Answer";
+import { DataTable, middle, OfTeam, PageHead } from "../components/lists";
 import { Empty, PageLink } from "../components/small";
-
-const BASE = "/plugin/edge-agents";
-
-const middle = { base: "none", md: "table-cell" };
+import { pagePath } from "../paths";
 
 const number = { fontVariantNumeric: "tabular-nums", textAlign: "end" } as const;
 
 export const QueuesPage = () => (
   <Stack gap={3}>
-    <Heading as="h2" size="md">
-      Queues
-    </Heading>
+    <PageHead title="Queues" />
     <Answer query={useQueues()}>
       {({ items }) => {
         const troubled = items.filter((queue) => queue.warning !== null);
@@ -33,84 +29,81 @@ export const QueuesPage = () => (
                 <Alert.Indicator />
                 <Alert.Content>
                   <Alert.Title>
-                    Queue {queue.name}: {queue.warning}
+                    Queue {queue.name}
+                    {queue.team === null ? "" : ` of team ${queue.team}`}: {queue.warning}
                   </Alert.Title>
                   <Alert.Description>
                     {queue.agents === 0
                       ? "Let an agent serve it, or mend the queue in the Dag. "
                       : "Look at its agents. "}
-                    <PageLink onColor to={`${BASE}/jobs?state=queued&queue=${encodeURIComponent(queue.name)}`}>
+                    <PageLink onColor to={pagePath("jobs", { queue: queue.name, state: "queued" })}>
                       Show what waits
                     </PageLink>
                   </Alert.Description>
                 </Alert.Content>
               </Alert.Root>
             ))}
-            <Box borderRadius="lg" borderWidth={1} overflowX="auto">
-              <Table.Root size="sm">
-                <Table.Header>
-                  <Table.Row>
-                    <Table.ColumnHeader>Queue</Table.ColumnHeader>
-                    <Table.ColumnHeader {...number}>Queued</Table.ColumnHeader>
-                    <Table.ColumnHeader {...number}>Running</Table.ColumnHeader>
-                    <Table.ColumnHeader display={middle}>Oldest waits</Table.ColumnHeader>
-                    <Table.ColumnHeader {...number}>Agents</Table.ColumnHeader>
-                    <Table.ColumnHeader display={middle} {...number}>
-                      Taking jobs
-                    </Table.ColumnHeader>
-                    <Table.ColumnHeader display={middle} {...number}>
-                      Free slots
-                    </Table.ColumnHeader>
-                  </Table.Row>
-                </Table.Header>
-                <Table.Body>
-                  {items.map((queue) => {
-                    const place = encodeURIComponent(queue.name);
-                    return (
-                      <Table.Row
-                        bg={queue.warning === null ? undefined : "bg.error"}
-                        data-queue={queue.name}
-                        key={`${queue.team} ${queue.name}`}
+            <DataTable>
+              <Table.Header>
+                <Table.Row>
+                  <Table.ColumnHeader>Queue</Table.ColumnHeader>
+                  <Table.ColumnHeader {...number}>Queued</Table.ColumnHeader>
+                  <Table.ColumnHeader {...number}>Running</Table.ColumnHeader>
+                  <Table.ColumnHeader display={middle}>Oldest waits</Table.ColumnHeader>
+                  <Table.ColumnHeader {...number}>Agents</Table.ColumnHeader>
+                  <Table.ColumnHeader display={middle} {...number}>
+                    Taking jobs
+                  </Table.ColumnHeader>
+                  <Table.ColumnHeader display={middle} {...number}>
+                    Free slots
+                  </Table.ColumnHeader>
+                </Table.Row>
+              </Table.Header>
+              <Table.Body>
+                {items.map((queue) => (
+                  <Table.Row
+                    bg={queue.warning === null ? undefined : "bg.error"}
+                    data-queue={queue.name}
+                    key={`${queue.team} ${queue.name}`}
+                  >
+                    <Table.Cell fontWeight="bold">
+                      {queue.name}
+                      <OfTeam team={queue.team} />
+                    </Table.Cell>
+                    <Table.Cell {...number}>
+                      <PageLink
+                        onColor={queue.warning !== null}
+                        to={pagePath("jobs", { queue: queue.name, state: "queued" })}
                       >
-                        <Table.Cell fontWeight="bold">
-                          {queue.name}
-                          {queue.team === null ? undefined : (
-                            <Text as="span" color="fg.muted" fontWeight="normal">
-                              {" "}
-                              of team {queue.team}
-                            </Text>
-                          )}
-                        </Table.Cell>
-                        <Table.Cell {...number}>
-                          <PageLink onColor={queue.warning !== null} to={`${BASE}/jobs?state=queued&queue=${place}`}>
-                            {queue.queued}
-                          </PageLink>
-                        </Table.Cell>
-                        <Table.Cell {...number}>
-                          <PageLink onColor={queue.warning !== null} to={`${BASE}/jobs?state=running&queue=${place}`}>
-                            {queue.running}
-                          </PageLink>
-                        </Table.Cell>
-                        <Table.Cell display={middle}>
-                          <Ago at={queue.oldest_queued_at} never="" suffix="" />
-                        </Table.Cell>
-                        <Table.Cell {...number}>
-                          <PageLink onColor={queue.warning !== null} to={`${BASE}/agents?queue=${place}`}>
-                            {queue.agents}
-                          </PageLink>
-                        </Table.Cell>
-                        <Table.Cell display={middle} {...number}>
-                          {queue.agents_ready}
-                        </Table.Cell>
-                        <Table.Cell display={middle} {...number}>
-                          {queue.free_slots}
-                        </Table.Cell>
-                      </Table.Row>
-                    );
-                  })}
-                </Table.Body>
-              </Table.Root>
-            </Box>
+                        {queue.queued}
+                      </PageLink>
+                    </Table.Cell>
+                    <Table.Cell {...number}>
+                      <PageLink
+                        onColor={queue.warning !== null}
+                        to={pagePath("jobs", { queue: queue.name, state: "running" })}
+                      >
+                        {queue.running}
+                      </PageLink>
+                    </Table.Cell>
+                    <Table.Cell display={middle}>
+                      <Ago at={queue.oldest_queued_at} never="" suffix="" />
+                    </Table.Cell>
+                    <Table.Cell {...number}>
+                      <PageLink onColor={queue.warning !== null} to={pagePath("agents", { queue: queue.name })}>
+                        {queue.agents}
+                      </PageLink>
+                    </Table.Cell>
+                    <Table.Cell display={middle} {...number}>
+                      {queue.agents_ready}
+                    </Table.Cell>
+                    <Table.Cell display={middle} {...number}>
+                      {queue.free_slots}
+                    </Table.Cell>
+                  </Table.Row>
+                ))}
+              </Table.Body>
+            </DataTable>
           </>
         );
       }}
