@@ -84,8 +84,7 @@ def test_tasks_and_their_results_outlive_an_outage(outage_site: AirflowSite, kee
         for number in (0, 1):
             (tmp_path / f"go-{number}").touch()
         wait_until(lambda: len(list(tmp_path.glob("ended-*"))) == 2, seconds=60, what="two tasks to end")
-        lease = r"disconnected since \S+, lease until \S+"
-        told = re.compile(lease + ", 6 tasks running, 2 results waiting")
+        told = re.compile(r"disconnected since [^,]+, lease until [^,]+, 6 tasks running, 2 results waiting")
         wait_until(lambda: told.search(agent.status()), seconds=60, what="the agent to tell of both", seen=agent.status)
         wait_until(
             lambda: time.monotonic() > cut_at + OUTAGE_SECONDS,
@@ -94,11 +93,6 @@ def test_tasks_and_their_results_outlive_an_outage(outage_site: AirflowSite, kee
         )
         (state,) = site.query("SELECT state FROM edge_agent WHERE name = 'edge-outage'")
         assert state == ("unknown",)
-        # There it is known how it was when it was last heard of.
-        (shown,) = [
-            line for line in site.cli("edge-agents", "list", "--output", "plain").splitlines() if "edge-outage" in line
-        ]
-        assert re.search(r"disconnected since .+, lease until .+, 8 tasks running, 0 results waiting", shown), shown
         assert states(site, run) == ["running"] * 8, "Airflow must not have lost patience"
         proxy.heal()
         back_at = time.monotonic()
