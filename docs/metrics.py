@@ -82,8 +82,8 @@ relay_task_metrics = True
 The agent takes StatsD's lines on a UDP port of 127.0.0.1, any free one, and sets `AIRFLOW__METRICS__STATSD_*` for the
 processes of tasks, without a prefix and with tags as InfluxDB has them. If `runner.env` or an `airflow.cfg` sets
 `statsd_on`, `statsd_datadog_enabled` or `otel_on` in `[metrics]`, that counts, and nothing is relayed. The task runtime
-needs the package `statsd` for it: `edgectl doctor` says if it is not there, `edgectl runtime install statsd` adds it.
-After a restart of the agent the port is the same, unless somebody else has taken it.
+needs the package `statsd` for it: that of our packages has it, and `edgectl doctor` says if another does not. After a
+restart of the agent the port is the same, unless somebody else has taken it.
 
 The server tells each under its own name, as if the task ran there: Airflow puts its prefix before it, its lists of what
 to tell count, and the legacy name is told, too, if `legacy_names_on`. The tag `agent` names the agent, whatever the

@@ -17,6 +17,7 @@ import pytest
 from edgepack import repository
 from harness.postgres import Postgres
 from harness.processes import Keeper
+from harness.receivers import StatsdReceiver
 from harness.signing import gnupg_home
 from harness.site import AirflowSite
 from machine import nspawn
@@ -104,7 +105,19 @@ def images() -> Images:
 
 
 @pytest.fixture(scope="session")
-def site(keeper: Keeper, postgres_server: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowSite]:
+def receiver() -> Iterator[StatsdReceiver]:
+    """Return where the site's metrics go."""
+    with StatsdReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def site(
+    keeper: Keeper,
+    postgres_server: Postgres,
+    receiver: StatsdReceiver,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[AirflowSite]:
     """Return a real Airflow with the demo's Dag, the errands and one that imports late."""
     site = AirflowSite(
         tmp_path_factory.mktemp("site"),
@@ -112,6 +125,13 @@ def site(keeper: Keeper, postgres_server: Postgres, tmp_path_factory: pytest.Tem
         environment=ENVIRONMENT,
         bundles={"errands": ERRAND_DAGS, "late": HERE / "dags", "demo": SOURCE / "tests/demo/dags"},
         database_url=postgres_server.create_database(),
+        settings={
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(receiver.port),
+            "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
+            "AIRFLOW__EDGE_AGENT__RELAY_TASK_METRICS": "True",
+        },
     )
     with site:
         site.start()

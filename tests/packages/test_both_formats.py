@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from harness.receivers import StatsdReceiver
 from harness.site import AirflowSite
 from harness.waiting import wait_until
 from machine.edge import AGENT, CREDENTIAL, RUNNER
@@ -191,14 +192,21 @@ def test_an_idle_agent_is_removed_at_once_and_quietly(system: PackagedMachine, s
     print(f"removed in {done.seconds:.1f} s")
 
 
-def test_enrolled_it_runs_the_demo(system: PackagedMachine, site: AirflowSite) -> None:
+def test_enrolled_it_runs_the_demo(system: PackagedMachine, site: AirflowSite, receiver: StatsdReceiver) -> None:
     system.install()
+    system.guest.write("/etc/airflow-edge-agent/conf.d/60-metrics.toml", "[metrics]\nrelay_statsd = true\n")
     edge = system.enrol(site, f"demo-{type(system).__name__}")
     run_id = site.api.trigger_dag("edge_demo")
     state = site.api.wait_for_run("edge_demo", run_id, seconds=180)
     lines = [line.event for line in site.api.log(site.api.task_instance("edge_demo", run_id, "list_sensors"))]
     assert state == "success", lines
     assert any(f"{RUNTIMES}/{system.current_runtime()}" in line for line in lines), lines
+    wait_until(
+        lambda: receiver.last("airflow.ti.finish", task_id="list_sensors", state="success", agent=edge.name),
+        seconds=60,
+        what="what the task told to StatsD",
+        seen=lambda: sorted({one.name for one in receiver.told if ("agent", edge.name) in one.tags}),
+    )
     system.guest.run("edgectl", "maintenance", "on", "--comment", "new disk")
     wait_until(
         lambda: edge.edgectl("status")["state"] == "maintenance mode",

@@ -60,7 +60,7 @@ def task_metrics(scene: Scene) -> Iterator[Check]:
         yield Check("metrics of tasks", "ok", "the task runtime has the package statsd")
     else:
         yield Check("metrics of tasks", "warn", "relay_statsd is on, but the task runtime lacks the package statsd",
-                    "edgectl runtime install statsd; in an environment of your own, use its pip")  # fmt: skip
+                    f"{settings.runner.python} -m pip install statsd, or the current airflow-edge-runtime")  # fmt: skip
 
 
 def bundles(scene: Scene) -> Iterator[Check]:
