@@ -35,12 +35,13 @@ def demo_site(keeper: Keeper, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.mark.skipif(not RUNTIMES, reason="no task runtimes of other versions: see make test-runtimes")
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda path: path.name)
-def test_the_demo_runs(runtime: Path, demo_site: AirflowSite, keeper: Keeper, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["relay", "direct"])
+def test_the_demo_runs(way: str, runtime: Path, demo_site: AirflowSite, keeper: Keeper, tmp_path: Path) -> None:
     probe = "from importlib.metadata import version; print(version('apache-airflow-task-sdk'))"
     sdk = subprocess.run(
         [runtime / "bin" / "python", "-c", probe], capture_output=True, text=True, check=True
     ).stdout.strip()
-    name = f"edge-{runtime.name}"
+    name = f"edge-{runtime.name}-{way}"
     bundles = {"demo": DEMO_DAGS, "probes": DAGS}
     with AgentProcess(
         tmp_path / "agent",
@@ -51,6 +52,7 @@ def test_the_demo_runs(runtime: Path, demo_site: AirflowSite, keeper: Keeper, tm
         token=demo_site.create_join_token(name),
         name=name,
         bundles=bundles,
+        settings={"execution_api": way},
     ) as agent:
         agent.start()
         agent.wait_for_log("connected")
@@ -68,4 +70,7 @@ def test_the_demo_runs(runtime: Path, demo_site: AirflowSite, keeper: Keeper, tm
             seconds=60,
             what="the version of the task runtime at the server",
         )
-        print(f"FIGURE task runtime {sdk}: demo and probes succeeded")
+        fields = f"dags/edge_demo/dagRuns/{demo}/taskInstances/shell"
+        shown = demo_site.api.request("GET", f"/api/v2/{fields}").json()["rendered_fields"]
+        assert "says hello from a shell" in str(shown)
+        print(f"FIGURE task runtime {sdk}, {way}: demo and probes succeeded")
