@@ -6,10 +6,12 @@ import asyncio
 import functools
 import itertools
 import json
+import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +22,8 @@ import pytest
 from airflow.models.log import Log as AuditLog
 from fastapi import FastAPI
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 from starlette.types import Message, Receive, Scope, Send
 
 from airflow_edge_agent.adapters.carriers import CarrierTransport
@@ -479,6 +483,27 @@ async def test_a_copy_beside_the_original_is_refused_and_told_to_the_audit_log(
     (entry,) = audit(database, "copy_refused")
     for told in ("host-1", "thief-host", agent.agent_id, thief.agent_id):
         assert told in entry["message"]
+
+
+async def test_a_copy_is_told_even_if_the_transaction_had_to_be_run_again(database: Database) -> None:
+    failed: list[OperationalError] = []
+
+    @contextmanager
+    def sessions() -> Iterator[Session]:
+        with database.sessions() as session:
+            yield session
+            if not failed and any(isinstance(row, AuditLog) for row in (*session.new, *session.identity_map.values())):
+                failed.append(OperationalError("", {}, sqlite3.OperationalError("database is locked")))
+                raise failed[0]
+
+    async with running(build_app(database, sessions=sessions)) as client:
+        agent = FakeAgent(client, "factory", database.credential("factory"))
+        await agent.hello()
+        thief = FakeAgent(client, "factory", agent.credential, hostname="thief-host", boot_id="thief-boot")
+        for _ in range(2):
+            await thief.hello()
+    assert failed
+    assert len(audit(database, "copy_refused")) == 1
 
 
 async def test_a_copy_that_comes_while_the_original_is_away_is_told_with_both(

@@ -113,6 +113,8 @@ class Answer:
     """What the agent said of itself, once it is in the database."""
     settled: list[str] = field(default_factory=list)
     """Jobs whose offers the agent has answered."""
+    news: tuple[str, str] | None = None
+    """What the audit log was told with it, and is not to be told again soon."""
     rival: str | None = None
     """The session that holds the name, if the hello was refused for it and it may be the agent before a reboot."""
 
@@ -247,6 +249,8 @@ class Service:
                 self._sessions,
                 lambda session: self._act(session, caller, batch.session_id, given, poll=poll, way=way),
             )
+            if answer.news is not None:
+                self._note_told(answer.news)
         if self._task_metrics is not None and not any(isinstance(frame, Close) for frame in answer.frames):
             for told in metrics:
                 self._task_metrics.tell(agent_name, told)
@@ -432,7 +436,7 @@ class Service:
                 log.warning("Agent %s was turned away: %s", agent_name, opened.message)
                 if opened.code == "name_in_use":
                     note_event(session, agent_name, Kind.REFUSED, opened.message, quiet_seconds=REFUSED_QUIET_SECONDS)
-                    self._note_copy(session, caller, machine, opened.message)
+                    answer.news = self._note_copy(session, caller, machine, opened.message)
             answer.frames.append(opened)
             return None
         moved = note_use(session, caller.credential_id, machine, now=now)
@@ -494,19 +498,21 @@ class Service:
         stored = add_successor(session, caller.credential_id, frame.public_key, credential_days=days, now=now)
         return [] if stored is None else [KeyStored(credential_id=stored.id, public_key=stored.public_key)]
 
-    def _note_copy(self, session: Session, caller: Caller, machine: Machine, message: str) -> None:
-        if self._is_news((caller.credential_id, str(machine))):
-            note_copy(session, caller.credential_id, caller.agent_name, message)
+    def _note_copy(self, session: Session, caller: Caller, machine: Machine, message: str) -> tuple[str, str] | None:
+        """Tell the audit log, unless it has been told lately: a clone asks again every second. Return what it is told.
 
-    def _is_news(self, what: tuple[str, str]) -> bool:
-        """Tell whether the audit log has not been told this lately: a clone asks again every second."""
-        now = time.monotonic()
-        if now - self._told.get(what, -TOLD_SECONDS) < TOLD_SECONDS:
-            return False
+        That it was is noted by whoever commits: this transaction may fail, or be run again.
+        """
+        what = (caller.credential_id, str(machine))
+        if time.monotonic() - self._told.get(what, -TOLD_SECONDS) < TOLD_SECONDS:
+            return None
+        note_copy(session, caller.credential_id, caller.agent_name, message)
+        return what
+
+    def _note_told(self, what: tuple[str, str]) -> None:
         if len(self._told) >= _MOST_TOLD:
             self._told.clear()
-        self._told[what] = now
-        return True
+        self._told[what] = time.monotonic()
 
 
 def _append_log(book: JobBook, agent_name: str, frame: Log) -> dict[str, LogAck]:
