@@ -21,6 +21,7 @@ from airflow_edge_agent.protocol.states import AgentState
 from airflow_edge_server.api import listener
 from airflow_edge_server.api.hub import Pace
 from airflow_edge_server.store import purge
+from airflow_edge_server.store.models import EdgeAgent
 from airflow_edge_server.store.presence import Presence, Sign
 from airflow_edge_server.store.wakeup import Topic, announce
 from integration.server_api.channel_kit import ChannelAgent, Served, served
@@ -246,6 +247,27 @@ def test_signs_of_life_survive_a_fault(database: Database) -> None:
     presence.note("factory", Sign("s", datetime.now(UTC)))
     assert presence._signs["factory"].metrics == {"cpu_percent": 3}
     assert presence.flush(database.open) == 1
+
+
+def test_signs_of_life_wait_for_no_row_that_is_locked(database: Database) -> None:
+    if database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite locks no rows")
+    now = datetime.now(UTC)
+    with database.sessions() as session:
+        session.add_all(EdgeAgent(name=name, session_id="s", state="idle", metrics={}) for name in ("busy", "free"))
+    presence = Presence()
+    for name in ("busy", "free", "unknown"):
+        presence.note(name, Sign("s", now, {"cpu_percent": 3}))
+    with database.sessions() as session:
+        session.get(EdgeAgent, "busy", with_for_update=True)
+        assert presence.flush(database.open) == 2
+        assert database.agent("free").metrics == {"cpu_percent": 3}
+        assert presence
+        presence.note("busy", Sign("s", now + timedelta(seconds=1)))
+    assert presence.flush(database.open) == 1
+    assert database.agent("busy").metrics == {"cpu_percent": 3}
+    assert database.agent("busy").last_contact_at == now + timedelta(seconds=1)
+    assert not presence
 
 
 async def test_a_purge_under_way_does_not_stop_the_dispatcher(postgres: Database, make_agent: MakeAgent) -> None:

@@ -43,6 +43,7 @@ from airflow_edge_server.config import Settings
 from airflow_edge_server.domain.enrolment import Machine
 from airflow_edge_server.store import agents
 from airflow_edge_server.store import sessions as store
+from airflow_edge_server.store.bulk import store_changes
 from airflow_edge_server.store.copies import note_copy
 from airflow_edge_server.store.dispatch import Room, read_rooms
 from airflow_edge_server.store.enrolment import add_successor, granted_to, note_use
@@ -195,7 +196,7 @@ class Service:
                 answer.frames.extend(unknown)
                 answer.frames, answer.later = answer.frames[:MAX_FRAMES], answer.frames[MAX_FRAMES:]
                 answers.append(answer)
-            session.flush()
+            store_changes(session)
             rooms = read_rooms(session, sorted(loaded.changed))
             for (caller, *_), answer in zip(decoded, answers, strict=True):
                 answer.room = rooms.get(caller.agent_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
 from pydantic import ValidationError
-from sqlalchemy import Float, Result, and_, case, func, literal, or_, select, update
+from sqlalchemy import Float, Result, and_, bindparam, case, func, literal, or_, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from airflow_edge_agent.protocol.enrolment import permitted
 from airflow_edge_agent.protocol.frames import MAX_BATCH_BYTES, Offer
@@ -23,6 +25,7 @@ from airflow_edge_server.domain.agents import takes_jobs
 from airflow_edge_server.domain.dispatch import Assignment, FreeAgent, QueuedJob, plan
 from airflow_edge_server.domain.jobs import MAX_OFFERS
 from airflow_edge_server.store.among import among
+from airflow_edge_server.store.bulk import rows_of, takes_arrays
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob
 from airflow_edge_server.store.traced import traced
 from airflow_edge_server.store.transaction import Sessions, locked, read, write
@@ -293,6 +296,15 @@ def _store_offers(
     if not offered:
         return set()
     job = EdgeAgentJob
+    if takes_arrays(session):
+        arrays: dict[str, Any] = {
+            "new_id": [offer.job_id for _, offer in offered],
+            "new_fence": [offer.fence for _, offer in offered],
+            "new_agent_name": [name for name, _ in offered],
+            "new_disconnect_lease_seconds": [offer.disconnect_lease_seconds or None for _, offer in offered],
+        }
+        result = session.execute(_offered_by_arrays(), {**arrays, "at": now, "until": lease_until})
+        return {(row.id, row.fence, row.agent_name or "") for row in result}
     ids = [offer.job_id for _, offer in offered]
     leases = {offer.job_id: offer.disconnect_lease_seconds or None for _, offer in offered}
     values: dict[str, Any] = {
@@ -314,6 +326,26 @@ def _store_offers(
         select(job.id, job.fence, job.agent_name).where(among(session, job.id, ids), job.state == JobState.OFFERED)
     )
     return {(row.id, row.fence, row.agent_name or "") for row in rows}
+
+
+@functools.cache
+def _offered_by_arrays() -> ReturningUpdate[str, int, str | None]:
+    """Return that statement with arrays: the same text however many offers there are, and no search for each."""
+    job = EdgeAgentJob
+    own = ("id", "fence", "agent_name", "disconnect_lease_seconds")
+    new = rows_of({name: job.__table__.c[name].type for name in own})
+    values = {
+        "state": next_job_state(JobState.QUEUED, JobEvent.OFFER),
+        "fence": new.c.fence,
+        "agent_name": new.c.agent_name,
+        "offered_at": bindparam("at", type_=job.offered_at.type),
+        "lease_until": bindparam("until", type_=job.lease_until.type),
+        "disconnect_lease_seconds": new.c.disconnect_lease_seconds,
+    }
+    as_read = and_(job.id == new.c.id, job.fence == new.c.fence - 1)
+    statement = update(job).where(as_read, job.state == JobState.QUEUED, job.cancel_reason.is_(None)).values(values)
+    statement = statement.execution_options(synchronize_session=False)
+    return statement.returning(job.id, job.fence, job.agent_name)
 
 
 def _offer(

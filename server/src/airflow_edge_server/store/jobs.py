@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from airflow_edge_agent.protocol.codec import unpack_log
 from airflow_edge_agent.protocol.frames import (
@@ -28,6 +28,7 @@ from airflow_edge_agent.protocol.jobs import JobEvent, JobState, Outcome, next_j
 from airflow_edge_server import plainly
 from airflow_edge_server.domain.jobs import event_of_result, is_legal
 from airflow_edge_server.domain.reconcile import REVOKED, Claim, ServerJob, judge_claim
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.events import Kind, names_limit, note_event
 from airflow_edge_server.store.models import EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.text import clean
@@ -68,8 +69,11 @@ def locked_jobs(session: Session, job_ids: Collection[str]) -> dict[str, EdgeAge
     """Return the rows of jobs by id, locked until the transaction ends."""
     if not job_ids:
         return {}
-    query = select(EdgeAgentJob).where(EdgeAgentJob.id.in_(sorted(set(job_ids)))).order_by(EdgeAgentJob.id)
-    return {job.id: job for job in session.scalars(locked(query, session))}
+    job = EdgeAgentJob
+    query = select(job).where(among(session, job.id, sorted(set(job_ids)))).order_by(job.id)
+    # What it is to run is of no interest to what is said about it, and the longest part of the row.
+    query = query.options(defer(job.workload), defer(job.limits))
+    return {row.id: row for row in session.scalars(locked(query, session))}
 
 
 class JobBook:

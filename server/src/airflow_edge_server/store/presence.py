@@ -6,18 +6,23 @@ decides about offers (state, slots, problem) is written by the request that brin
 
 from __future__ import annotations
 
+import functools
+import json
 import threading
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, case, insert, literal, or_, select, update
+from sqlalchemy import JSON, Interval, String, Update, and_, case, func, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from airflow_edge_agent.protocol.states import CONNECTED_STATES, AgentState
+from airflow_edge_server.store.among import among
+from airflow_edge_server.store.bulk import given, rows_of, takes_arrays
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentMetric
-from airflow_edge_server.store.transaction import Sessions, write
+from airflow_edge_server.store.transaction import Sessions, locked, write
 
 FLUSH_SECONDS = 1.0
 """How long signs of life are collected before they are written."""
@@ -26,6 +31,8 @@ _LOST_STATES = [state.value for state in AgentState if state not in CONNECTED_ST
 _MOST_PER_STATEMENT = 500
 _OVERLAP = timedelta(seconds=10)
 """Later than this is no sign of life that another process heard meanwhile, but a clock that was wrong."""
+_PATIENCE = timedelta(seconds=5)
+"""How long a sign of life stays here because somebody else is at the agent's row."""
 
 
 @dataclass(slots=True)
@@ -56,15 +63,7 @@ class Presence:
         """Note a sign of life; what it does not tell stays as noted before."""
         with self._lock:
             before = self._signs.get(agent_name)
-            if before is not None and before.session_id == sign.session_id:
-                sign = Sign(
-                    sign.session_id,
-                    max(sign.at, before.at),
-                    before.metrics if sign.metrics is None else sign.metrics,
-                    before.versions if sign.versions is None else sign.versions,
-                    before.state if sign.state is None else sign.state,
-                )
-            self._signs[agent_name] = sign
+            self._signs[agent_name] = sign = sign if before is None else _joined(before, sign)
             self._last[agent_name] = (sign.session_id, sign.at)
 
     def last_heard(self, agent_name: str, session_id: str) -> datetime | None:
@@ -76,22 +75,44 @@ class Presence:
     def flush(self, sessions: Sessions) -> int:
         """Write what was noted; return for how many agents.
 
+        Agents at whose rows somebody else is right now are left for the next time: whoever waits for one of them keeps
+        all others waiting, and those are answers to agents.
+
         :raises sqlalchemy.exc.DBAPIError: when the database fails; everything is kept then.
         """
         with self._lock:
             signs, self._signs = self._signs, {}
         items = sorted(signs.items())
+        left = dict(items)
         try:
             for start in range(0, len(items), _MOST_PER_STATEMENT):
                 part = dict(items[start : start + _MOST_PER_STATEMENT])
-                history = self._new_minutes(part)
-                write(sessions, lambda session, part=part, history=history: _store(session, part, history))  # type: ignore[misc]  # defaults
+                stored, history = write(sessions, functools.partial(self._store_free, part))
                 self._minutes.update((row["agent_name"], row["at"]) for row in history)
-        except BaseException:
-            with self._lock:
-                self._signs = signs | self._signs
-            raise
-        return len(items)
+                for name in stored:
+                    del left[name]
+        finally:
+            for name, sign in left.items():
+                self._put_back(name, sign)
+        return len(items) - len(left)
+
+    def _put_back(self, agent_name: str, sign: Sign) -> None:
+        with self._lock:
+            newer = self._signs.get(agent_name)
+            self._signs[agent_name] = sign if newer is None else _joined(sign, newer)
+
+    def _store_free(self, signs: dict[str, Sign], session: Session) -> tuple[AbstractSet[str], list[dict[str, Any]]]:
+        """Store what can be without waiting; return of whom nothing is left to store, and the new history."""
+        old = max(sign.at for sign in signs.values()) - _PATIENCE
+        waited = {name for name, sign in signs.items() if sign.at < old}
+        free = _rows(session, sorted(signs.keys() - waited), skip_locked=True)
+        taken = _rows(session, sorted(signs.keys() - waited - free), lock=False)
+        _rows(session, sorted(waited))
+        stored = {name: sign for name, sign in signs.items() if name not in taken}
+        history = self._new_minutes(stored)
+        if stored:
+            _store(session, stored, history)
+        return stored.keys(), history
 
     def _new_minutes(self, signs: dict[str, Sign]) -> list[dict[str, Any]]:
         """Return the rows of history: for each agent the first measurement of each minute."""
@@ -101,6 +122,30 @@ class Presence:
             if sign.metrics is not None and self._minutes.get(name) != minute:
                 rows.append({"agent_name": name, "at": minute, **_measured(sign.metrics)})
         return rows
+
+
+def _joined(before: Sign, sign: Sign) -> Sign:
+    """Return a sign of life with what an earlier one of the same session told beside."""
+    if before.session_id != sign.session_id:
+        return sign
+    return Sign(
+        sign.session_id,
+        max(sign.at, before.at),
+        before.metrics if sign.metrics is None else sign.metrics,
+        before.versions if sign.versions is None else sign.versions,
+        before.state if sign.state is None else sign.state,
+    )
+
+
+def _rows(session: Session, names: list[str], *, lock: bool = True, skip_locked: bool = False) -> set[str]:
+    """Lock the rows of agents, in the order in which all do it; return whose there are.
+
+    :param skip_locked: leave out those that somebody else has locked, instead of waiting for them.
+    """
+    if not names:
+        return set()
+    query = select(EdgeAgent.name).where(among(session, EdgeAgent.name, names)).order_by(EdgeAgent.name)
+    return set(session.scalars(locked(query, session, skip_locked=skip_locked) if lock else query))
 
 
 def _measured(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +162,9 @@ def _measured(metrics: dict[str, Any]) -> dict[str, Any]:
 def _store(session: Session, signs: dict[str, Sign], history: list[dict[str, Any]]) -> None:
     if history:
         _store_history(session, history)
+    if takes_arrays(session):
+        _store_arrays(session, signs)
+        return
     agent = EdgeAgent
     last = agent.last_contact_at
     at = case({name: literal(sign.at, last.type) for name, sign in signs.items()}, value=agent.name)
@@ -138,6 +186,37 @@ def _store(session: Session, signs: dict[str, Sign], history: list[dict[str, Any
         values["state"] = case((agent.state.in_(_LOST_STATES), back), else_=agent.state)
     current = or_(*(and_(agent.name == name, agent.session_id == sign.session_id) for name, sign in signs.items()))
     session.execute(update(agent).where(current).values(**values).execution_options(synchronize_session=False))
+
+
+def _store_arrays(session: Session, signs: dict[str, Sign]) -> None:
+    told = signs.values()
+    arrays: dict[str, list[Any]] = {
+        "new_name": [*signs],
+        "new_session_id": [sign.session_id for sign in told],
+        "new_last_contact_at": [sign.at for sign in told],
+        "new_state": [None if sign.state is None else sign.state.value for sign in told],
+        "new_metrics": [None if sign.metrics is None else json.dumps(sign.metrics) for sign in told],
+        "new_versions": [None if sign.versions is None else json.dumps(sign.versions) for sign in told],
+    }
+    session.execute(_by_arrays(), arrays, execution_options={"synchronize_session": False})
+
+
+@functools.cache
+def _by_arrays() -> Update:
+    """Return the statement above with arrays: the same text however many agents there are, so made only once."""
+    agent = EdgeAgent
+    last = agent.last_contact_at
+    words = {name: String() for name in ("name", "session_id", "state")}
+    new = rows_of({**words, "last_contact_at": last.type, "metrics": JSON(), "versions": JSON()})
+    at = new.c.last_contact_at
+    values = {
+        "last_contact_at": case((and_(last > at, last < at + literal(_OVERLAP, Interval())), last), else_=at),
+        "metrics": func.coalesce(given(new, "metrics", JSON()), agent.metrics),
+        "versions": func.coalesce(given(new, "versions", JSON()), agent.versions),
+        "state": case((agent.state.in_(_LOST_STATES), func.coalesce(new.c.state, agent.state)), else_=agent.state),
+    }
+    current = and_(agent.name == new.c.name, agent.session_id == new.c.session_id)
+    return update(agent).where(current).values(values)
 
 
 def _store_history(session: Session, rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from airflow_edge_agent.protocol import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from airflow_edge_agent.protocol.frames import (
@@ -102,6 +102,8 @@ def find_agent(session: Session, name: str) -> EdgeAgent | None:
 def find_agents(session: Session, names: Sequence[str]) -> dict[str, EdgeAgent]:
     """Return the rows of agents by name, locked in this order."""
     query = select(EdgeAgent).where(among(session, EdgeAgent.name, names)).order_by(EdgeAgent.name)
+    # Nobody asks for what it said long ago; it is only replaced.
+    query = query.options(defer(EdgeAgent.configuration), defer(EdgeAgent.metrics), defer(EdgeAgent.versions))
     return {agent.name: agent for agent in session.scalars(locked(query, session))}
 
 
