@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 
 from airflow_edge_agent.protocol import API_PREFIX
 from airflow_edge_server import compat
-from airflow_edge_server.api.app import create_app
+from airflow_edge_server.api.app import create_app, spare_collector
 from airflow_edge_server.api.shortcut import Shortcut
 
 HEALTH_PATH = "/health"
@@ -72,7 +72,7 @@ def build() -> FastAPI:
     compat.check_signing_key()
     root_path = urlsplit(compat.base_url() or "").path
     # Logs are read where Airflow's UI is.
-    return create_standalone(create_app(admin=False, on_start=lambda: None), root_path=root_path)
+    return create_standalone(create_app(admin=False, on_start=spare_collector), root_path=root_path)
 
 
 app: FastAPI = build()
