@@ -45,6 +45,17 @@ SWEEP_SECONDS = 5.0
 RECONCILE_SECONDS = 60.0
 """How often orphaned callbacks are looked for."""
 
+PART = 50
+"""Ended jobs that are dealt with in one go."""
+
+COLLECT_SECONDS = 0.008
+"""After how long a call of ``sync`` leaves further ended jobs to the next one: Airflow does nothing else meanwhile."""
+
+MOST_PARTS = 20
+
+CONFIRMED = 200
+"""New jobs that one call of ``sync`` confirms."""
+
 
 class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not followed by mypy
     """Runs workloads on edge agents.
@@ -76,6 +87,8 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         """Callbacks and connection tests of which Airflow has not heard that they run."""
         self._compared: list[str] = []
         """Jobs of ours of which it is still to be looked whether they are in the table."""
+        self._collected = ""
+        """The ended job behind which the next look begins; empty: at the first."""
         self._next_sweep = 0.0
         self._next_reconcile = 0.0
         self._housekeeping = Housekeeping(self.conf)
@@ -253,7 +266,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         if not self._unconfirmed:
             return
         # So many at a time that a sync stays short, whatever was queued at once.
-        asked = sorted(itertools.islice(self._unconfirmed, queue.BATCH))
+        asked = sorted(itertools.islice(self._unconfirmed, CONFIRMED))
         there = read(airflow_sessions, lambda session: queue.owned_among(session, self.owner, asked))
         self._unconfirmed.difference_update(asked)
         for job_id in asked:
@@ -274,16 +287,20 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
             self._forgotten.pop(job_id, None)
 
     def _collect(self) -> None:
-        ended = read(airflow_sessions, lambda session: queue.ended_jobs(session, self.owner))
-        if not ended:
-            return
-        ti_ids = {job.ti_id for job in ended if job.kind == "task"}
-        states, newest = read(
-            airflow_sessions,
-            lambda session: (queue.task_states(session, ti_ids), queue.newest_jobs(session, ti_ids)),
-        )
-        orphans = [job for job in ended if job.kind == "task" and job.ti_id not in states]
-        cleared = read(airflow_sessions, lambda session: queue.cleared_tasks(session, orphans)) if orphans else {}
+        """Deal with what has ended, in parts, for about so long that Airflow need not wait for it.
+
+        The next call goes on behind what was looked at last, so that jobs whose tasks have not ended keep nobody back.
+        """
+        began = time.monotonic()
+        for _ in range(MOST_PARTS):
+            if not self._collect_part() or time.monotonic() - began >= COLLECT_SECONDS:
+                return
+
+    def _collect_part(self) -> bool:
+        """Deal with the next part of what has ended; return whether there may be more."""
+        ended, states, newest, cleared = read(airflow_sessions, self._read_ended)
+        more = len(ended) == PART
+        self._collected = ended[-1].id if more else ""
         done: list[tuple[queue.EndedJob, Verdict]] = []
         for job in ended:
             if job.kind != "task":
@@ -299,13 +316,25 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
                 )
             if verdict is not Verdict.WAIT:
                 done.append((job, verdict))
-        if not done:
-            return
-        write(airflow_sessions, lambda session: queue.mark_reported(session, [job.id for job, _ in done]))
-        self._tell_spans([job.id for job, _ in done])
+        if done:
+            write(airflow_sessions, lambda session: queue.mark_reported(session, [job.id for job, _ in done]))
+            self._tell_spans([job.id for job, _ in done])
         for job, verdict in done:
             emit_usage(compat.stats(), job)
             self._close(job, verdict)
+        return more
+
+    def _read_ended(
+        self, session: Session
+    ) -> tuple[list[queue.EndedJob], dict[str, queue.TaskState], dict[str, str], dict[str, queue.TaskState]]:
+        """Return what has ended with the states of its tasks, their newest jobs, and what was cleared meanwhile."""
+        ended = queue.ended_jobs(session, self.owner, after=self._collected, limit=PART)
+        ti_ids = {job.ti_id for job in ended if job.kind == "task"}
+        if not ti_ids:
+            return ended, {}, {}, {}
+        states, newest = queue.task_states(session, ti_ids), queue.newest_jobs(session, ti_ids)
+        orphans = [job for job in ended if job.kind == "task" and job.ti_id not in states]
+        return ended, states, newest, queue.cleared_tasks(session, orphans) if orphans else {}
 
     def _tell_spans(self, job_ids: list[str]) -> None:
         if not compat.tracing_on():
@@ -356,7 +385,7 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         """
         if not self._compared:
             self._compared = [*self._keys, *(self._waiting.keys() - self._keys.keys())]
-        asked, self._compared = self._compared[: queue.BATCH], self._compared[queue.BATCH :]
+        asked, self._compared = self._compared[:CONFIRMED], self._compared[CONFIRMED:]
         if not asked:
             return
         there = read(airflow_sessions, lambda session: queue.owned_among(session, self.owner, asked))

@@ -519,6 +519,29 @@ def sync_does_not_grow_with_the_table() -> None:
     assert median < 50
 
 
+def what_waits_for_its_task_keeps_nobody_back() -> None:
+    edge = scenes.executor()
+    ti_ids = scenes.dag_run(5)
+    scenes.queue(edge, ti_ids)
+    jobs = sorted((scenes.job_of(ti_id).id, ti_id) for ti_id in ti_ids)
+    for number, (job_id, ti_id) in enumerate(jobs, start=1):
+        scenes.set_ti(ti_id, state="success" if number == len(jobs) else "running")
+        scenes.finish(job_id)
+    left = []
+    with mock.patch.multiple("airflow_edge_server.executor", PART=2, COLLECT_SECONDS=0):
+        for _ in range(3):
+            edge.sync()
+            left.append(len(edge.running))
+        # Each call has looked at two, and gone on where the one before had ended; then it begins anew.
+        assert left == [5, 5, 4]
+        for _, ti_id in jobs[:-1]:
+            scenes.set_ti(ti_id, state="success")
+        edge.sync()
+        assert len(edge.running) == 2
+    edge.sync()
+    assert not edge.running
+
+
 def a_task_cleared_while_it_ran_starts_anew_under_its_new_id() -> None:
     edge = scenes.executor()
     (ti_id,) = scenes.dag_run()

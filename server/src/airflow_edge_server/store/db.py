@@ -27,7 +27,7 @@ class EdgeAgentDBManager(BaseDBManager):  # type: ignore[misc]  # Airflow is not
     migration_dir = (_PACKAGE / "migrations").as_posix()
     alembic_file = (_PACKAGE / "alembic.ini").as_posix()
     supports_table_dropping = True
-    revision_heads_map = {"0.1.0": "a37d51e8c094"}  # noqa: RUF012  Airflow's base class declares it so
+    revision_heads_map = {"0.1.0": "d82b5c0f7e16"}  # noqa: RUF012  Airflow's base class declares it so
 
 
 def schema_problem(session: Session | None = None) -> str | None:

@@ -9,12 +9,14 @@ from datetime import datetime
 from typing import Any
 
 from airflow.utils.sqlalchemy import UtcDateTime
-from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, MetaData, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from airflow_edge_agent.protocol.frames import MAX_LOG_CHUNK_BYTES
 
 metadata = MetaData()
+
+_CANCELLED = text("cancel_reason IS NOT NULL")
 
 
 class Base(DeclarativeBase):
@@ -132,13 +134,15 @@ class EdgeAgentJob(Base):
         Index("idx_edge_agent_job_dispatch", "state", "queue", "kind", "priority_weight", "queued_at"),
         # Reconciliation, cancels and leases: what does this agent hold.
         Index("idx_edge_agent_job_agent", "agent_name", "state"),
-        # The scheduler's question: what of mine has ended.
-        Index("idx_edge_agent_job_owner", "owner", "reported", "state"),
+        # The scheduler's question: what of mine has ended, a part at a time.
+        Index("idx_edge_agent_job_owner", "owner", "reported", "state", "id"),
         Index("idx_edge_agent_job_ti", "ti_id"),
         Index("idx_edge_agent_job_log", "log_key"),
         Index("idx_edge_agent_job_finished", "finished_at"),
         # Whose log is to be handed over.
         Index("idx_edge_agent_job_hand_over", "hand_over", "finished_at"),
+        # What is to be cancelled: a few of all. MySQL has no index of some rows only; there it is one of all.
+        Index("idx_edge_agent_job_cancel", "state", postgresql_where=_CANCELLED, sqlite_where=_CANCELLED),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

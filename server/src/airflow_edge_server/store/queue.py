@@ -15,6 +15,7 @@ from sqlalchemy import select, tuple_, update
 from airflow_edge_agent.protocol.jobs import JobState, Outcome
 from airflow_edge_agent.protocol.states import CONNECTED_STATES
 from airflow_edge_server.domain.jobs import MAX_OFFERS
+from airflow_edge_server.store.among import among
 from airflow_edge_server.store.dispatch import changed, return_accepted
 from airflow_edge_server.store.models import EdgeAgent, EdgeAgentJob, EdgeAgentLog
 from airflow_edge_server.store.wakeup import Topic, announce
@@ -67,8 +68,13 @@ class TaskState:
     last_heartbeat_at: datetime | None
 
 
-def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[EndedJob]:
-    """Return finished jobs of this owner that are not reported yet, oldest end first."""
+def ended_jobs(session: Session, owner: str, *, limit: int, after: str = "") -> list[EndedJob]:
+    """Return finished jobs of this owner that are not reported yet, in the order of ids.
+
+    Of another order, PostgreSQL thinks that it had better look for them among all that have ended.
+
+    :param after: id behind which to begin; empty: at the first.
+    """
     job = EdgeAgentJob
     rows = session.execute(
         select(
@@ -88,9 +94,11 @@ def ended_jobs(session: Session, owner: str, *, limit: int = 1_000) -> list[Ende
             job.usage,
             job.workload,
         )
-        .where(job.owner == owner, job.reported.is_(False), job.state == JobState.FINISHED.value)
-        .order_by(job.finished_at)
+        .where(job.owner == owner, ~job.reported, job.state == JobState.FINISHED.value, job.id > after)
+        .order_by(job.id)
         .limit(limit)
+        .with_hint(job, "FORCE INDEX (idx_edge_agent_job_owner)", "mysql")
+        .with_hint(job, "FORCE INDEX (idx_edge_agent_job_owner)", "mariadb")
     )
     return [
         EndedJob(
@@ -128,7 +136,7 @@ def traced_jobs(session: Session, job_ids: Sequence[str]) -> list[TracedJob]:
     columns = [getattr(EdgeAgentJob, field.name) for field in fields(TracedJob)]
     found: list[TracedJob] = []
     for part in _parts(job_ids):
-        rows = session.execute(select(*columns).where(EdgeAgentJob.id.in_(part)))
+        rows = session.execute(select(*columns).where(among(session, EdgeAgentJob.id, part)))
         found += [TracedJob(*row) for row in rows]
     return found
 
@@ -149,7 +157,7 @@ def end_at_once(session: Session, job: EdgeAgentJob, detail: str) -> None:
 def mark_reported(session: Session, job_ids: Sequence[str]) -> None:
     """Note that the owner has dealt with the end of these jobs."""
     for part in _parts(job_ids):
-        _update(session, EdgeAgentJob.id.in_(part), reported=True)
+        _update(session, among(session, EdgeAgentJob.id, part), reported=True)
 
 
 def task_states(session: Session, ti_ids: Iterable[str]) -> dict[str, TaskState]:
@@ -158,7 +166,7 @@ def task_states(session: Session, ti_ids: Iterable[str]) -> dict[str, TaskState]
     for part in _parts(sorted(set(ti_ids))):
         rows = session.execute(
             select(TaskInstance.id, TaskInstance.state, TaskInstance.try_number, TaskInstance.last_heartbeat_at).where(
-                TaskInstance.id.in_([UUID(ti_id) for ti_id in part])
+                among(session, TaskInstance.id, [UUID(ti_id) for ti_id in part])
             )
         )
         for ti_id, state, try_number, heartbeat in rows:
@@ -192,7 +200,7 @@ def newest_jobs(session: Session, ti_ids: Iterable[str]) -> dict[str, str]:
     for part in _parts(sorted(set(ti_ids))):
         rows = session.execute(
             select(EdgeAgentJob.ti_id, EdgeAgentJob.id)
-            .where(EdgeAgentJob.ti_id.in_(part))
+            .where(among(session, EdgeAgentJob.ti_id, part))
             .order_by(EdgeAgentJob.queued_at, EdgeAgentJob.id)
         )
         newest.update((ti_id, job_id) for ti_id, job_id in rows)
@@ -206,7 +214,7 @@ def owned_among(session: Session, owner: str, job_ids: Sequence[str]) -> set[str
         found.update(
             session.scalars(
                 select(EdgeAgentJob.id).where(
-                    EdgeAgentJob.id.in_(part), EdgeAgentJob.owner == owner, EdgeAgentJob.reported.is_(False)
+                    among(session, EdgeAgentJob.id, part), EdgeAgentJob.owner == owner, EdgeAgentJob.reported.is_(False)
                 )
             )
         )
@@ -219,7 +227,9 @@ def running_among(session: Session, job_ids: Sequence[str]) -> set[str]:
     for part in _parts(job_ids):
         found.update(
             session.scalars(
-                select(EdgeAgentJob.id).where(EdgeAgentJob.id.in_(part), EdgeAgentJob.state == JobState.RUNNING.value)
+                select(EdgeAgentJob.id).where(
+                    among(session, EdgeAgentJob.id, part), EdgeAgentJob.state == JobState.RUNNING.value
+                )
             )
         )
     return found
@@ -238,14 +248,14 @@ def adopt(session: Session, ti_ids: Sequence[str], owner: str) -> dict[str, tupl
     for part in _parts(list(newest.values())):
         rows = session.execute(
             select(EdgeAgentJob.ti_id, EdgeAgentJob.id, EdgeAgentJob.try_number, EdgeAgentJob.outcome).where(
-                EdgeAgentJob.id.in_(part)
+                among(session, EdgeAgentJob.id, part)
             )
         ).all()
         for ti_id, job_id, try_number, outcome in rows:
             if outcome != Outcome.REVOKED.value:
                 adopted[ti_id] = (job_id, try_number)
     for part in _parts([job_id for job_id, _ in adopted.values()]):
-        _update(session, EdgeAgentJob.id.in_(part), owner=owner, reported=False)
+        _update(session, among(session, EdgeAgentJob.id, part), owner=owner, reported=False)
     return adopted
 
 
