@@ -88,7 +88,7 @@ class Database:
         """Count statements anew."""
         self._query("SELECT pg_stat_statements_reset()")
 
-    def costly(self, most: int = 8) -> list[dict[str, Any]]:
+    def costly(self, most: int = 20) -> list[dict[str, Any]]:
         """Return the statements that took most time."""
         return [
             {"calls": calls, "total_ms": round(total, 1), "rows": rows, "query": query}

@@ -8,6 +8,7 @@ their success is written with one statement for all that have ended.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -47,7 +48,10 @@ _QUEUED = "UPDATE task_instance SET queued_dttm = clock_timestamp() WHERE map_in
 
 # By executor: how many jobs are not over, and which tasks have to be told that theirs is.
 _OURS = {
-    "open": "SELECT count(*) FROM edge_agent_job WHERE state <> 'finished' AND queue = :queue",
+    "open": """SELECT count(*) FROM edge_agent_job
+        WHERE state IN ('queued', 'offered', 'accepted', 'running') AND queue = :queue""",
+    "over": """SELECT NOT EXISTS (SELECT FROM edge_agent_job
+        WHERE state IN ('queued', 'offered', 'accepted', 'running') AND queue = 'default')""",
     "settle": """UPDATE task_instance ti SET state = 'success', end_date = now() FROM edge_agent_job j
         WHERE j.owner = :owner AND NOT j.reported AND j.state = 'finished' AND ti.id = CAST(j.ti_id AS uuid)
         AND ti.state <> 'success'""",
@@ -58,6 +62,7 @@ _OURS = {
 }
 _PEER = {
     "open": "SELECT count(*) FROM edge_job WHERE state IN ('queued', 'running') AND queue = :queue",
+    "over": """SELECT NOT EXISTS (SELECT FROM edge_job WHERE state IN ('queued', 'running') AND queue = 'default')""",
     "settle": """UPDATE task_instance ti SET state = 'success', end_date = now() FROM edge_job j
         WHERE j.state IN ('success', 'failed') AND ti.dag_id = j.dag_id AND ti.task_id = j.task_id
         AND ti.run_id = j.run_id AND ti.map_index = j.map_index AND ti.state <> 'success'""",
@@ -191,10 +196,14 @@ class Inside:
     def _sync_until_over(self, deadline: float) -> None:
         while time.monotonic() < deadline:
             self._sync()
-            if not self._count_open():
+            if self._is_over():
                 break
             time.sleep(SETTLE_SECONDS)
         self._sync()
+
+    def _is_over(self) -> bool:
+        with _db() as session:
+            return bool(session.execute(text(self._sql["over"])).scalar_one())
 
     def _count_open(self, queue: str = "default") -> int:
         with _db() as session:
@@ -279,9 +288,9 @@ class Inside:
 
 def main() -> None:
     """Answer commands until there are no more."""
-    answers = sys.stdout
-    # Whatever Airflow prints must not get between the answers.
-    sys.stdout = sys.stderr
+    # Whatever Airflow prints must not get between the answers, not even where something keeps the old stdout.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     inside = Inside()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
