@@ -116,7 +116,9 @@ class Stage:
         self.crowd.job_seconds = 0.0
         self.backend.database.forget()
         meter = self.meter()
+        simulating = time.process_time()
         answer = await self.backend.tell("burst", count=jobs)
+        simulating = time.process_time() - simulating
         span = meter.span()
         found = self.backend.ask("latency", first=answer["first"])
         drained = found["last"][0] - answer["began"]
@@ -128,6 +130,7 @@ class Stage:
             "burst_reported_seconds": answer["drained_seconds"],
             "burst_api_cpu_ms_per_job": 1_000 * span.api_cpu / jobs,
             "burst_database_cpu_ms_per_job": 1_000 * span.database_cpu / jobs,
+            "burst_agents_cpu_ms_per_job": 1_000 * simulating / jobs,
             "burst_statements_per_job": span.statements / jobs,
             "burst_transactions_per_job": span.transactions / jobs,
             "burst_sync_ms_max": 1_000 * answer["sync_max_seconds"],
