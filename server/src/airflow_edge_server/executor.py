@@ -51,8 +51,6 @@ PART = 50
 COLLECT_SECONDS = 0.008
 """After how long a call of ``sync`` leaves further ended jobs to the next one: Airflow does nothing else meanwhile."""
 
-MOST_PARTS = 20
-
 CONFIRMED = 200
 """New jobs that one call of ``sync`` confirms."""
 
@@ -292,9 +290,8 @@ class EdgeExecutor(BaseExecutor):  # type: ignore[misc]  # Airflow is not follow
         The next call goes on behind what was looked at last, so that jobs whose tasks have not ended keep nobody back.
         """
         began = time.monotonic()
-        for _ in range(MOST_PARTS):
-            if not self._collect_part() or time.monotonic() - began >= COLLECT_SECONDS:
-                return
+        while self._collect_part() and time.monotonic() - began < COLLECT_SECONDS:
+            pass
 
     def _collect_part(self) -> bool:
         """Deal with the next part of what has ended; return whether there may be more."""
