@@ -14,7 +14,7 @@ from airflow_edge_agent.protocol.codec import (
     encode_batch,
     unpack_log,
 )
-from airflow_edge_agent.protocol.frames import AnyFrame, Log, UnknownFrame
+from airflow_edge_agent.protocol.frames import AnyFrame, Hello, Log, UnknownFrame
 from fakes.golden import AGENT_TYPES, NAMES, SERVER_TYPES, load
 
 DELIBERATE = (
@@ -93,6 +93,15 @@ def test_optional_fields_may_be_left_out() -> None:
     assert required["welcome"] == {
         "protocol", "session_id", "server_version", "airflow_version", "server_time", "intervals",
     }, DELIBERATE  # fmt: skip
+
+
+def test_an_agent_that_knows_no_relay_gets_tokens() -> None:
+    """What agents from before the relay leave out must not change its meaning."""
+    data = load("hello")
+    del data["execution_api"]
+    (hello,) = decode(data)
+    assert isinstance(hello, Hello)
+    assert hello.execution_api == "direct", DELIBERATE
 
 
 def test_a_batch_round_trip() -> None:

@@ -271,6 +271,7 @@ async def _run(  # noqa: PLR0915 -- one long list of parts, in the order in whic
         fail_at_once=settings.calls_while_away == "fail",
     )
     pump.access = relay.access
+    pump.wants_relay = settings.execution_api == "relay"
     # Also where new jobs are not relayed: those of an earlier run of the daemon may be.
     relay_listener = RelayListener(settings.relay_socket, users=runner.users, handler=relay.handle)
     exposed = _exposed(settings, core, link, person, reporter)

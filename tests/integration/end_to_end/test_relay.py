@@ -157,3 +157,24 @@ def test_the_direct_way_is_still_there(relay_site: AirflowSite, keeper: Keeper, 
         assert site.api.wait_for_run("steps", run) == "success"
         (way,) = site.query("SELECT execution_api FROM edge_agent WHERE name = 'relay-direct'")
         assert way == ("direct",)
+
+
+def test_with_a_server_that_does_not_relay_tasks_speak_for_themselves(
+    keeper: Keeper, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As is one from before the relay: its offers hold tokens, whatever the agent would like."""
+    root = tmp_path_factory.mktemp("site-direct")
+    settings = {"AIRFLOW__EDGE_AGENT__EXECUTION_API": "direct"}
+    with AirflowSite(root, keeper=keeper, environment=ENVIRONMENT, bundles={"probes": DAGS}, settings=settings) as site:
+        site.start()
+        site.api.wait_for_dag("steps")
+        with make_agent(site, keeper, tmp_path, "relay-refused") as agent:
+            agent.start()
+            agent.wait_for_log("connected")
+            (tmp_path / "go").touch()
+            runs = [site.api.trigger_dag("steps", conf={"dir": str(tmp_path)}) for _ in range(2)]
+            assert [site.api.wait_for_run("steps", run) for run in runs] == ["success", "success"]
+            assert site.api.xcom("steps", runs[0], "stepwise") == "done"
+            assert agent.log_text().count("the server does not relay: tasks reach Airflow by themselves") == 1
+            (way,) = site.query("SELECT execution_api FROM edge_agent WHERE name = 'relay-refused'")
+            assert way == ("direct",)

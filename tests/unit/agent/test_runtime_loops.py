@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +205,25 @@ async def test_reconnect_after_a_cut_tells_the_results_again(agent: Agent) -> No
         await eventually(lambda: agent.store.forgotten)
     assert [job.phase for job in agent.server.hellos[-1].jobs] == ["finished"]
     assert agent.transport.links[0].closed
+
+
+async def test_a_server_that_does_not_relay_is_named_once_and_its_jobs_run(agent: Agent) -> None:
+    """One from before the relay sends a token with each offer, as one does that is set to it."""
+    agent.server.on_send = obliging
+    agent.pump.wants_relay = True
+    agent.pump.access = lambda job_id: ("http://edge-agent/execution/", Path("/execution.sock"), f"{job_id}.secret")
+    direct = [make_offer(token="airflow's"), make_offer(token="airflow's")]
+    relayed = make_offer(token="")
+    with capture_logs() as logs:
+        async with agent.running():
+            await eventually(lambda: agent.core.connected)
+            for offer in (*direct, relayed):
+                agent.server.push(offer)
+                await eventually(lambda: offer.job_id in agent.runner.offers)  # noqa: B023  awaited before the next
+    assert agent.runner.relays == [None, None, Path("/execution.sock")]
+    assert agent.runner.servers[0] == "https://a/execution/"
+    said = [line for line in logs if "does not relay" in line["event"]]
+    assert [line["execution_api"] for line in said] == ["https://a/execution/"]
 
 
 async def test_waits_grow_and_the_same_fault_is_said_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

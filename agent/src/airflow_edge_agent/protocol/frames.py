@@ -132,7 +132,8 @@ class Hello(_Frame):
     concurrency: Slots
     state: AgentState
     execution_api: Literal["relay", "direct"] = "direct"
-    """How the agent lets tasks reach Airflow's Execution API: through itself, or by themselves with a token."""
+    """How the agent lets tasks reach Airflow's Execution API: through itself, or by themselves with a token. An agent
+    that says nothing of it is older than the relay."""
     jobs: Annotated[list[HeldJob], Field(max_length=MAX_JOBS)]
     configuration: Configuration | None = None
     """What it is configured with, by the names of its settings, without secrets."""

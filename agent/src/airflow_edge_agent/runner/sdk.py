@@ -84,6 +84,8 @@ def _supervise_task(run: Run, seen: Observed) -> Report:
         entry = getattr(module, "supervise_task", None) or module.supervise
         models = importlib.import_module("airflow.sdk.api.datamodels._generated")
         workload = run.workload
+        if (refusal := cannot_relay(run, entry)) is not None:
+            return refusal
         client = _client(run, seen)
         exit_code = _call(
             entry,
@@ -116,6 +118,8 @@ def _supervise_callback(run: Run, seen: Observed) -> Report:
         return Report(Outcome.NOT_STARTED, None, "could not be started: this Task SDK is too old to run callbacks")
     try:
         models = importlib.import_module("airflow.sdk.api.datamodels._generated")
+        if (refusal := cannot_relay(run, module.supervise_callback)) is not None:
+            return refusal
         workload = run.workload
         data = workload["callback"].get("data") or {}
         exit_code = _call(
@@ -176,6 +180,21 @@ _SUPERVISORS: dict[Kind, Callable[[Run, Observed], Report]] = {
     "callback": _supervise_callback,
     "connection_test": _supervise_connection_test,
 }
+
+
+def cannot_relay(run: Run, entry: Callable[..., Any]) -> Report | None:
+    """Say that a job is to be relayed by an SDK that takes no client from us; ``None``: all is well.
+
+    Without it, the SDK would try to reach Airflow by itself, with a token that Airflow has never seen.
+    """
+    if run.relay is None or "client" in inspect.signature(entry).parameters:
+        return None
+    detail = (
+        "could not be started: this Task SDK cannot reach Airflow through the agent. Install one that can (1.1 or "
+        'newer), or set execution_api = "direct" in the agent\'s configuration'
+    )
+    print(detail, file=sys.stderr)  # noqa: T201 -- this process's stderr is the job's supervisor.log
+    return Report(Outcome.NOT_STARTED, None, detail)
 
 
 def _call(entry: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -90,6 +90,9 @@ class Pump:
         """Called when the last frame is about to be said."""
         self.access: Callable[[str], tuple[str, Path, str]] | None = None
         """Returns URL, socket and secret with which a job reaches the Execution API through us."""
+        self.wants_relay = False
+        """Whether we have told the server that jobs may reach it through us."""
+        self._told_direct = False
         self._maintenance = maintenance
         self._work: set[asyncio.Task[None]] = set()
         self._signals: asyncio.Queue[SignalJob] = asyncio.Queue()
@@ -164,6 +167,8 @@ class Pump:
             # With the job's own secret in place of Airflow's token.
             server, relay, secret = self.access(offer.job_id)
             offer = offer.model_copy(update={"token": secret})
+        elif offer.token:
+            self._tell_direct(server)
         try:
             self._store.add(offer, self._boot_id)
             await self._runner.start(offer, server, limits, relay)
@@ -173,6 +178,11 @@ class Pump:
             # First the problem, then the job's return: or the server would offer it to us again at once.
             self.feed(RuntimeChecked(str(error)))
             self.feed(JobEnded(offer.job_id, Outcome.NOT_STARTED, detail=str(error)))
+
+    def _tell_direct(self, server: str) -> None:
+        if self.wants_relay and not self._told_direct:
+            self._told_direct = True
+            log.warning("the server does not relay: tasks reach Airflow by themselves", execution_api=server)
 
     async def _ship(self, piece: ShipLog) -> None:
         self._store.sending(piece.job_id, piece.offset + piece.limit_bytes)
