@@ -1,7 +1,8 @@
 """Let a fleet of simulated agents work at a real api-server on PostgreSQL, and measure what that costs.
 
 Jobs go through the real executor. They are handed to it directly and not by the scheduler, which does not reach
-hundreds a second; what tasks would tell the Execution API is left out, and so is its cost.
+hundreds a second; what tasks would tell the Execution API is left out, and so is its cost. Only in the scenario
+'scheduler' both are there: the real scheduler runs a Dag of mapped tasks, and each tells the Execution API of itself.
 """
 
 from __future__ import annotations
@@ -21,24 +22,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
+from airflow_edge_server.descriptors import make_room
 from fleet.backend import Backend
-from fleet.crowd import RESULTS, Crowd, credential, make_keys, public_half
-from fleet.gauge import Meter, quantile
-from fleet.peer import PeerWorkers
-from fleet.report import judge, table
-from fleet.scenarios import SETTLE_SECONDS, Stage
+from fleet.crowd import RESULTS, Crowd, credential, loop_factory, make_keys, public_half
+from fleet.report import judge, ratios, table
+from fleet.scenarios import Stage
+from fleet.versus import measure_peer
 from harness.postgres import PostgresError
 from harness.processes import ProcessError
 from harness.site import EDGE_EXECUTOR, SiteError
 from harness.waiting import WaitTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fleet.scenarios import Figures
 
 PROJECT = Path(__file__).resolve().parents[2]
-SCENARIOS = ("idle", "steady", "burst", "sync", "storm", "logs", "soak")
+SCENARIOS = ("idle", "steady", "burst", "sync", "storm", "logs", "soak", "scheduler")
 
 
 def main() -> int:
@@ -49,7 +48,7 @@ def main() -> int:
     try:
         results = measure(arguments)
         if arguments.edge3:
-            results["edge3"] = measure_peer(arguments)
+            results["edge3"] = measure_peer(arguments, PROJECT / ".bench" / "env-peer")
     except KeyboardInterrupt:
         return 130
     except (SiteError, ProcessError, PostgresError, WaitTimeoutError, TimeoutError) as error:
@@ -58,7 +57,7 @@ def main() -> int:
     peer = results.pop("edge3", None)
     print(f"\n{table(results, peer)}")
     if peer is not None:
-        results["edge3"] = peer
+        results |= {"edge3": peer, "edge3_to_ours": ratios(results, peer)}
     write_json(arguments.json, arguments, results)
     print(f"\nAs JSON: {arguments.json}")
     missed = judge(results)
@@ -70,6 +69,8 @@ def main() -> int:
 def measure(arguments: argparse.Namespace) -> Figures:
     """Set everything up, run the scenarios and return the figures."""
     began = time.monotonic()
+    if make_room(arguments.agents) is not None:
+        raise SiteError(f"no {arguments.agents} files may be open here: raise the limit (ulimit -Hn)", RESULTS)
 
     def progress(words: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {words}", flush=True)
@@ -80,12 +81,21 @@ def measure(arguments: argparse.Namespace) -> Figures:
         "AIRFLOW__EDGE_AGENT__MAX_CONNECTIONS": str(arguments.agents * 2 + 100),
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
     }
+    if "scheduler" in arguments.scenarios:
+        # Airflow's bounds that would hide what its scheduler can do, out of the way.
+        settings |= {
+            "AIRFLOW__CORE__PARALLELISM": "1000000",
+            "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "1000000",
+            "AIRFLOW__CORE__MAX_MAP_LENGTH": "1000000",
+            "FLEET_TASKS": str(arguments.tasks),
+        }
     with Backend(
         root,
         environment=PROJECT / ".venv",
         executor=EDGE_EXECUTOR,
         settings=settings,
         own=arguments.server == "own",
+        bundles={"fleet-dags": Path(__file__).with_name("dags")},
         progress=progress,
     ) as backend:
         backend.start()
@@ -93,66 +103,18 @@ def measure(arguments: argparse.Namespace) -> Figures:
         keys = make_keys([f"fleet-{number:05}" for number in range(arguments.agents)])
         ids = backend.ask("enroll", keys={name: public_half(key) for name, key in keys.items()})["ids"]
         credentials = {name: credential(ids[name], key) for name, key in keys.items()}
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_run(backend, credentials, arguments, progress))
 
 
-def measure_peer(arguments: argparse.Namespace) -> Figures:
-    """Let simulated workers of edge3 do the same at its own API, idle and at steady load, and return the figures."""
-    root = RESULTS / "edge3"
-    shutil.rmtree(root, ignore_errors=True)
-    settings = {"AIRFLOW__EDGE__API_ENABLED": "True", "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"}
-    executor = "airflow.providers.edge3.executors.EdgeExecutor"
-    environment = PROJECT / ".bench" / "env-peer"
-    began = time.monotonic()
-
-    def progress(words: str) -> None:
-        print(f"{time.monotonic() - began:7.1f} s  edge3: {words}", flush=True)
-
-    with Backend(root, environment=environment, executor=executor, settings=settings, progress=progress) as backend:
-        backend.start()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_run_peer(backend, arguments, progress))
-
-
-async def _run_peer(backend: Backend, arguments: argparse.Namespace, progress: Callable[[str], None]) -> Figures:
-    secret = backend.site.env()["AIRFLOW__API_AUTH__JWT_SECRET"]
-    workers = PeerWorkers(backend.site.url, secret, arguments.airflow, arguments.agents, seed=arguments.seed)
-    workers.start()
-    figures: Figures = {"agents": arguments.agents}
-    for name in [name for name in arguments.scenarios if name in {"idle", "steady"}]:
-        await asyncio.sleep(SETTLE_SECONDS)
-        progress(name)
-        workers.call_seconds.clear()
-        meter = Meter(backend.api_server, backend.postgresql, backend.database)
-        if name == "idle":
-            await asyncio.sleep(arguments.seconds)
-        else:
-            answer = await backend.tell("steady", per_second=arguments.rate, seconds=arguments.seconds)
-            queued = await backend.tell("queued", first=answer["first"])
-            waits = [at - queued[str(index)] for index, at in workers.begun.items() if str(index) in queued]
-            figures |= {f"steady_offered_p{share}": quantile(waits, share / 100) for share in (50, 95, 99)}
-            figures |= {"steady_jobs": answer["count"], "steady_left": answer["left"]}
-        span = meter.span()
-        figures |= {
-            f"{name}_statements_per_second": span.statements / span.seconds,
-            f"{name}_transactions_per_second": span.transactions / span.seconds,
-            f"{name}_call_seconds_p95": quantile(workers.call_seconds, 0.95),
-        }
-        if name == "idle":
-            cores = span.api_cpu / span.seconds
-            figures |= {"idle_cores": cores, "idle_cores_per_1000": cores / arguments.agents * 1_000}
-            figures["idle_database_cores"] = span.database_cpu / span.seconds
-        else:
-            figures["steady_cpu_ms_per_job"] = 1_000 * span.api_cpu / figures["steady_jobs"]
-    await workers.stop()
-    figures["errors"] = len(workers.errors)
-    figures["error_samples"] = workers.errors[:10]
-    return figures
-
-
 async def _run(backend: Backend, credentials: Any, arguments: argparse.Namespace, progress: Any) -> Figures:
-    crowd = Crowd(backend.url, credentials, concurrency=arguments.concurrency, seed=arguments.seed)
+    crowd = Crowd(
+        backend.url,
+        credentials,
+        concurrency=arguments.concurrency,
+        seed=arguments.seed,
+        relays="scheduler" in arguments.scenarios,
+    )
     stage = Stage(backend, crowd, seconds=arguments.seconds, per_second=arguments.connect_rate, progress=progress)
     figures: Figures = {}
     errors: list[str] = []
@@ -174,6 +136,8 @@ async def _run(backend: Backend, credentials: Any, arguments: argparse.Namespace
                 found = await stage.storm()
             case "logs":
                 found = await stage.logs(arguments.log_jobs, arguments.log_megabytes)
+            case "scheduler":
+                found = await stage.scheduler(arguments.tasks)
             case _:
                 found = await stage.soak(arguments.soak_seconds, arguments.rate)
         figures |= found
@@ -190,20 +154,12 @@ async def _run(backend: Backend, credentials: Any, arguments: argparse.Namespace
                 progress(f"    {key} {value:.4g}")
     await crowd.leave()
     crowd.close()
+    errors += [f"logged: {line}" for line in backend.log_faults()]
     figures["errors"] = len(errors)
     figures["error_samples"] = errors[:20]
     figures["complaints"] = len(complaints)
     figures["complaint_samples"] = complaints[:10]
-    figures["logged_errors"] = backend.log_faults()[:10]
     return figures
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop  # noqa: PLC0415  a part of the api-server's environment, and of others perhaps not
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def write_json(path: Path, arguments: argparse.Namespace, results: Figures) -> None:
@@ -251,8 +207,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--log-jobs", type=int, default=100, help="jobs that write much log")
     made.add_argument("--log-megabytes", type=float, default=2, help="how much each of them")
     made.add_argument("--soak-seconds", type=float, default=240, help="length of the soak")
+    made.add_argument("--tasks", type=int, default=500, help="mapped tasks of the Dag that the real scheduler runs")
     made.add_argument("--seed", type=int, default=1, help="of what is left to chance in the simulation")
-    made.add_argument("--edge3", action="store_true", help="the same idle and steady load on edge3's API as well")
+    made.add_argument("--edge3", action="store_true", help="the same on edge3's API as well: idle, steady, burst")
     made.add_argument("--airflow", default="3.3.2", help="what edge3's workers say of their Airflow")
     made.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     made.add_argument("--json", type=Path, default=RESULTS / "results.json", metavar="FILE")

@@ -43,10 +43,12 @@ from airflow_edge_agent.protocol.frames import (
     Hello,
     Log,
     Metrics,
+    Offer,
     Versions,
     Welcome,
 )
 from airflow_edge_agent.protocol.jobs import Outcome
+from fleet.execution import CallError, ExecutionCalls
 from fleet.line import PING_SECONDS, ServerLine
 
 if TYPE_CHECKING:
@@ -137,6 +139,7 @@ class SimulatedAgent:
                     state=self.core.state,
                     jobs=self.core.held_jobs(),
                     configuration=dict(_CONFIGURATION),
+                    execution_api="relay" if self._crowd.relays else "direct",
                 )
             ]
         )
@@ -209,7 +212,7 @@ class SimulatedAgent:
                 case Send(frame):
                     self._outbox.append(frame)
                 case StartJob(offer):
-                    self._start(offer.job_id)
+                    self._start(offer)
                 case ShipLog(job_id, offset, limit):
                     piece = self._crowd.log_piece(offset, limit)
                     self._outbox.append(Log(job_id=job_id, offset=offset, data=pack_log(piece)))
@@ -244,14 +247,29 @@ class SimulatedAgent:
             if self.core.jobs:
                 self._crowd.wheel.after(1, self._tick)
 
-    def _start(self, job_id: str) -> None:
+    def _start(self, offer: Offer) -> None:
+        job_id = offer.job_id
         log_bytes = self._crowd.job_log_bytes
         self._crowd.counts.started += 1
         self._later(0, JobStarted(job_id, pid=1 + int(hashlib.sha256(job_id.encode()).hexdigest()[:5], 16)))
+        if self._crowd.execution is not None:
+            self._crowd.spawn(self._work(offer, self._crowd.execution))
+            return
         if log_bytes:
             self._later(self._crowd.job_seconds, LogGrew(job_id, log_bytes))
         ended = JobEnded(job_id, Outcome.FINISHED, exit_code=0, log_bytes=log_bytes)
         self._later(self._crowd.job_seconds, ended)
+
+    async def _work(self, offer: Offer, execution: ExecutionCalls) -> None:
+        ended = JobEnded(offer.job_id, Outcome.FINISHED, exit_code=0)
+        try:
+            await execution.run(offer, self._prover.header)
+            await asyncio.sleep(self._crowd.job_seconds)
+            await execution.succeed(offer, self._prover.header)
+        except CallError as error:
+            self._crowd.counts.errors.append(f"{self.name}: {error}")
+            ended = JobEnded(offer.job_id, Outcome.FAILED, exit_code=1)
+        self.feed(ended)
 
     def _later(self, seconds: float, event: Event) -> None:
         # Never from within the core, which is in the middle of something.

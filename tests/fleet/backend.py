@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 TESTS = Path(__file__).resolve().parents[1]
+SCHEDULING = ("scheduler", "dag-processor")
 OWN = "edge-agents api-server"
 _SETTINGS = (
     "shared_preload_libraries=pg_stat_statements",
@@ -139,6 +140,21 @@ class Backend:
         if "error" in answer:
             raise ProcessError(f"inside of Airflow: {answer['error']}; log: {self.site.logs / 'inside.log'}")
         return answer
+
+    def start_scheduler(self) -> None:
+        """Start a real scheduler and what reads its Dags; the process inside of Airflow leaves its tasks alone."""
+        self.ask("step_aside")
+        self.site.add(SCHEDULING)
+
+    def stop_scheduler(self) -> None:
+        """End them."""
+        for name in SCHEDULING:
+            self.site.stop_component(name)
+
+    @property
+    def scheduler(self) -> Tree:
+        """The scheduler's processes."""
+        return Tree(psutil.Process(self.site.components["scheduler"].pid))
 
     @property
     def url(self) -> str:

@@ -18,8 +18,9 @@ from fleet.agent import SimulatedAgent
 from fleet.wheel import Wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
+    from fleet.execution import ExecutionCalls
     from fleet.line import ServerLine
 
 
@@ -62,9 +63,18 @@ class Crowd:
     :param server_url: of the api-server.
     :param credentials: of each agent, by name.
     :param seed: of everything that is left to chance.
+    :param relays: whether agents relay the Execution API to their tasks.
     """
 
-    def __init__(self, server_url: str, credentials: dict[str, Credential], *, concurrency: int, seed: int) -> None:
+    def __init__(
+        self,
+        server_url: str,
+        credentials: dict[str, Credential],
+        *,
+        concurrency: int,
+        seed: int,
+        relays: bool = False,
+    ) -> None:
         base = f"{server_url}{API_PREFIX}{CHANNEL_PATH}"
         self.url = base.replace("http", "ws", 1)
         place = urlsplit(base)
@@ -74,7 +84,10 @@ class Crowd:
         self.counts = Counts()
         self.job_seconds = 0.0
         self.job_log_bytes = 0
-        self._dialling: set[asyncio.Task[None]] = set()
+        self.relays = relays
+        self.execution: ExecutionCalls | None = None
+        """Where tasks tell that they run and succeed; ``None``: they tell nobody."""
+        self._tasks: set[asyncio.Task[None]] = set()
         line = b'{"timestamp":"2026-01-01T00:00:00Z","level":"info","event":"line of a chatty task","logger":"task"}\n'
         self._log = line * (1 + 2**18 // len(line)) * 2
         self.agents = [
@@ -124,9 +137,13 @@ class Crowd:
     def dial(self, line: ServerLine) -> None:
         """Connect a line to the server."""
         self.counts.dialled[int(time.monotonic())] += 1
-        task = asyncio.get_running_loop().create_task(self._dial(line))
-        self._dialling.add(task)
-        task.add_done_callback(self._dialling.discard)
+        self.spawn(self._dial(line))
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Let something go on by itself."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _dial(self, line: ServerLine) -> None:
         try:
@@ -165,3 +182,12 @@ def credential(credential_id: str, private_key: bytes) -> Credential:
 
 
 RESULTS = Path(__file__).resolve().parents[2] / ".bench" / "fleet"
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the event loop of a simulation: the one that its server has, where that is installed."""
+    try:
+        import uvloop  # noqa: PLC0415  a part of the api-server's environment, and of others perhaps not
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -69,6 +69,14 @@ _PEER = {
 }
 
 
+_STEP_ASIDE = (
+    "UPDATE task_instance SET state = 'success' WHERE dag_id = 'fleet'",
+    "UPDATE dag_run SET state = 'success' WHERE dag_id = 'fleet'",
+    "UPDATE job SET state = 'success' WHERE job_type = 'SchedulerJob'",
+    "UPDATE edge_agent_job SET state = 'finished', outcome = 'finished', reported = true WHERE state <> 'finished'",
+)
+
+
 @contextmanager
 def _db() -> Iterator[Session]:
     with create_session(scoped=False) as session:
@@ -185,11 +193,21 @@ class Inside:
         with _db() as session:
             return {str(row[0]): float(row[1]) for row in session.execute(text(statement), {"first": first})}
 
-    def rows(self) -> dict[str, Any]:
-        """Return how many rows each of our tables has."""
-        names = ["edge_agent", "edge_agent_job", "edge_agent_log", "edge_agent_event", "edge_agent_metric", "log"]
+    def step_aside(self) -> dict[str, Any]:
+        """Leave nothing that a real scheduler would take for its own."""
         with _db() as session:
-            return {name: session.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in names}
+            for statement in _STEP_ASIDE:
+                session.execute(text(statement))
+        return {}
+
+    def keep_briefly(self, days: float, purge_seconds: float) -> dict[str, Any]:
+        """Have what is over deleted soon, so that tables can be seen not to grow."""
+        from airflow_edge_server import housekeeping  # noqa: PLC0415  not beside edge3
+
+        for option in ("JOB_RETENTION", "LOG_RETENTION", "METRIC_RETENTION", "EVENT_RETENTION"):
+            os.environ[f"AIRFLOW__EDGE_AGENT__{option}"] = str(days)
+        housekeeping.PURGE_SECONDS = purge_seconds
+        return {}
 
     # Behind them
 

@@ -36,9 +36,16 @@ def judge(figures: Mapping[str, Any]) -> list[str]:
     return missed
 
 
+def ratios(figures: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float]:
+    """Return how many times ours each figure of the peer's is."""
+    both = [(key, value, peer.get(key)) for key, value in figures.items() if isinstance(value, int | float)]
+    return {key: other / value for key, value, other in both if other and value}
+
+
 def table(figures: Mapping[str, Any], peer: Mapping[str, Any] | None = None) -> str:
     """Lay the figures out, a line each; beside them the peer's, and the ratio."""
     rows = []
+    compared = {} if peer is None else ratios(figures, peer)
     for key, value in figures.items():
         if not isinstance(value, int | float):
             continue
@@ -47,7 +54,7 @@ def table(figures: Mapping[str, Any], peer: Mapping[str, Any] | None = None) -> 
         if peer is not None:
             other = peer.get(key)
             row.append("" if other is None else f"{other:.4g}")
-            row.append(f"{other / value:.1f}" if other and value else "")
+            row.append(f"{compared[key]:.1f}" if key in compared else "")
         rows.append(row)
     rows.insert(0, ["", "ours", "target", *(["edge3", "edge3 / ours"] if peer is not None else [])])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

@@ -6,6 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from fleet.execution import ExecutionCalls
 from fleet.gauge import Meter, quantile, slope_per_hour
 
 if TYPE_CHECKING:
@@ -34,6 +37,13 @@ HOT = {
         ORDER BY id LIMIT 50""",
 }
 """The statements that are asked most, in short, with what they are asked for while many jobs wait."""
+
+DAG = "fleet_mapped"
+_PARSED = f"SELECT count(*) FROM serialized_dag WHERE dag_id = '{DAG}'"
+_TABLES = ("edge_agent", "edge_agent_job", "edge_agent_log", "edge_agent_event", "edge_agent_metric")
+_OPEN_RUNS = f"SELECT count(*) FROM dag_run WHERE dag_id = '{DAG}' AND state IN ('queued', 'running')"
+_RUN = f"""SELECT extract(epoch FROM queued_dttm), extract(epoch FROM start_date), extract(epoch FROM end_date), state,
+    try_number FROM task_instance WHERE dag_id = '{DAG}' AND map_index >= 0 AND end_date IS NOT NULL"""
 
 SETTLE_SECONDS = 12.0
 """How long after a change things are left to calm down."""
@@ -201,33 +211,80 @@ class Stage:
             "logs_api_cpu_ms_per_megabyte": 1_000 * span.api_cpu / (jobs * megabytes),
         }
 
+    async def scheduler(self, tasks: int) -> Figures:
+        """Have the real scheduler feed the fleet with mapped tasks, each of which tells the Execution API of itself."""
+        crowd, backend = self.crowd, self.backend
+        crowd.job_seconds = 0.0
+        await asyncio.to_thread(backend.start_scheduler)
+        await crowd.until(lambda: _count(backend, _PARSED) > 0, 120)
+        crowd.execution = ExecutionCalls(backend.url)
+        try:
+            scheduling = backend.scheduler
+            busy = scheduling.cpu_seconds()
+            meter = self.meter()
+            await asyncio.to_thread(backend.site.cli, "dags", "trigger", DAG)
+            await crowd.until(lambda: _count(backend, _OPEN_RUNS) > 0, 60)
+            await crowd.until(lambda: _count(backend, _OPEN_RUNS) == 0, 60 + tasks)
+            span = meter.span()
+            busy = scheduling.cpu_seconds() - busy
+        finally:
+            await crowd.execution.close()
+            crowd.execution = None
+            await asyncio.to_thread(backend.stop_scheduler)
+        rows = backend.database.query(_RUN)
+        seconds = max(row[2] for row in rows) - min(row[0] for row in rows)
+        waits = [float(row[1] - row[0]) for row in rows]
+        return {
+            "scheduler_tasks": len(rows),
+            "scheduler_seconds": float(seconds),
+            "scheduler_tasks_per_second": len(rows) / float(seconds),
+            **{f"scheduler_queued_to_running_p{share}": quantile(waits, share / 100) for share in (50, 95, 99)},
+            "scheduler_cpu_ms_per_task": 1_000 * busy / len(rows),
+            "scheduler_api_cpu_ms_per_task": 1_000 * span.api_cpu / len(rows),
+            "scheduler_database_cpu_ms_per_task": 1_000 * span.database_cpu / len(rows),
+            "scheduler_failed": sum(row[3] != "success" for row in rows),
+            "scheduler_retried": sum(row[4] > 1 for row in rows),
+            "scheduler_left": tasks - len(rows),
+        }
+
     async def soak(self, seconds: float, rate: float) -> Figures:
         """Work on for some time, and see what grows."""
         crowd, backend = self.crowd, self.backend
         crowd.job_seconds = 1.0
+        # What is over is deleted after a time that is short beside the soak, so that tables come to rest.
+        backend.ask("keep_briefly", days=seconds / 10 / 86_400, purge_seconds=seconds / 40)
+        here = psutil.Process()
         points: dict[str, list[tuple[float, float]]] = {}
         work = asyncio.create_task(backend.tell("steady", per_second=rate, seconds=seconds))
         began = time.monotonic()
         while not work.done():
             now = time.monotonic() - began
-            # The first part fills pools and caches.
-            if now > seconds / 4:
-                for name, value in (
-                    ("api_pss_mb", backend.api_server.pss_bytes() / 2**20),
-                    ("api_descriptors", backend.api_server.descriptors()),
-                    ("database_connections", backend.database.connections()),
-                    ("agents", crowd.connected),
-                ):
+            # The first part fills pools, caches and tables.
+            if seconds / 4 < now < seconds:
+                for name, value in {
+                    "api_pss_mb": backend.api_server.pss_bytes() / 2**20,
+                    "api_descriptors": backend.api_server.descriptors(),
+                    "agents_pss_mb": here.memory_full_info().pss / 2**20,
+                    "agents_descriptors": here.num_fds(),
+                    "agents_connected": crowd.connected,
+                    "database_connections": backend.database.connections(),
+                    "table_rows": sum(_count(backend, f"SELECT count(*) FROM {table}") for table in _TABLES),
+                    "table_mb": sum(_count(backend, f"SELECT pg_total_relation_size('{table}')") for table in _TABLES)
+                    / 2**20,
+                }.items():
                     points.setdefault(name, []).append((now, value))
             await asyncio.wait([work], timeout=2)
         answer = await work
         slopes = {f"soak_{name}_per_hour": slope_per_hour(values) for name, values in points.items()}
+        means = {f"soak_{name}": sum(value for _, value in values) / len(values) for name, values in points.items()}
         return {
             "soak_seconds": seconds,
             "soak_jobs": answer["count"],
             "soak_left": answer["left"],
-            "soak_rows": backend.ask("rows"),
+            "soak_lost": sum(crowd.counts.lost.values()),
+            **means,
             **slopes,
+            "soak_points": {name: values[:: max(1, len(values) // 60)] for name, values in points.items()},
         }
 
     def _latency(self, first: int) -> Figures:
@@ -237,3 +294,8 @@ class Stage:
             for name, column in (("offered", "offered_at"), ("started", "started_at"))
             for share in (50, 95, 99)
         }
+
+
+def _count(backend: Backend, statement: str) -> int:
+    ((count,),) = backend.database.query(statement)
+    return int(count)
