@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--job-database", type=float, default=1.2, help="ms of CPU of the database per job")
     parser.add_argument("--idle-database", type=float, default=0.007, help="cores of the database per 1,000 agents")
     parser.add_argument("--look", type=float, default=1.0, help="ms of CPU of the database per look of a dispatcher")
-    parser.add_argument("--connection", type=float, default=110.0, help="KB per connection")
-    parser.add_argument("--base", type=float, default=210.0, help="MB of an api-server without agents")
+    parser.add_argument("--connection", type=float, default=36.0, help="KB per connection")
+    parser.add_argument("--base", type=float, default=143.0, help="MB of an api-server without agents")
     given = parser.parse_args()
     costs = Costs(
         given.idle, given.job, given.job_database, given.idle_database, given.look, given.connection, given.base
