@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 import uuid
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from airflow_edge_agent.protocol.codec import encode_batch
 from airflow_edge_agent.protocol.frames import Accept, AcceptAck, Offer, Result
@@ -25,6 +23,7 @@ from airflow_edge_server.api.hub import Hub
 from airflow_edge_server.api.lines import Poll
 from airflow_edge_server.store.dispatch import Waiting, dispatch, read_rooms
 from airflow_edge_server.store.models import EdgeAgentJob
+from integration.server_api.channel_kit import served
 from integration.server_api.kit import Database, FakeAgent, build_app, make_database, only, running, until
 
 
@@ -123,26 +122,14 @@ def poll_of(hub: Hub) -> Poll:
 
 
 @asynccontextmanager
-async def served(database: Database) -> AsyncIterator[tuple[httpx.AsyncClient, Hub]]:
+async def served_with_client(database: Database) -> AsyncIterator[tuple[httpx.AsyncClient, Hub]]:
     """Serve the app by a real server, and yield a client of it."""
-    app = build_app(database)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        await until(lambda: server.started)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            agents = app.routes[-1].app  # type: ignore[attr-defined]  # looks inside
-            route = next(r for r in agents.routes if getattr(r, "path", "") == "/v1/exchange")
-            yield client, route.endpoint.__self__._hub
-    finally:
-        server.should_exit = True
-        await task
+    async with served(build_app(database)) as server, httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        yield client, server.hub
 
 
 async def test_a_client_that_hangs_up_is_not_offered_anything(database: Database) -> None:
-    async with served(database) as (client, hub):
+    async with served_with_client(database) as (client, hub):
         agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         poll = asyncio.create_task(agent.poll())
@@ -155,7 +142,7 @@ async def test_a_client_that_hangs_up_is_not_offered_anything(database: Database
 
 
 async def test_an_offer_claimed_for_a_client_that_hung_up_goes_back(database: Database) -> None:
-    async with served(database) as (client, hub):
+    async with served_with_client(database) as (client, hub):
         agent = FakeAgent(client, "factory", database.credential("factory"))
         await agent.hello()
         job_id = database.add_job(queue="later")
