@@ -78,8 +78,8 @@ def _arguments() -> argparse.Namespace:
         type=_list_of("agent", "relay", "peer", "ways"),
         default=["agent"],
         metavar="LIST",
-        help="agent, relay (an agent that relays the Execution API), peer (edge3), ways (both ways to the Execution "
-        "API, compared call by call and over a slow link), or several",
+        help="agent (whose tasks reach the Execution API by themselves), relay (an agent as it is by default), peer "
+        "(edge3), ways (both ways to the Execution API, compared call by call and over a slow link), or several",
     )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--json", type=Path, default=BENCH / "results.json", metavar="FILE")

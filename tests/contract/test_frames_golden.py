@@ -96,7 +96,7 @@ def test_optional_fields_may_be_left_out() -> None:
 
 
 def test_an_agent_that_knows_no_relay_gets_tokens() -> None:
-    """What agents from before the relay leave out must not change its meaning."""
+    """The agents' own default is another one: what they leave out must not change its meaning."""
     data = load("hello")
     del data["execution_api"]
     (hello,) = decode(data)

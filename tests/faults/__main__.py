@@ -31,7 +31,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--carrier", default="", metavar="A,B", help="http, websocket; default: the agent's own choice")
     parser.add_argument("--database", default="postgresql,sqlite", metavar="A,B", help="default: %(default)s")
     parser.add_argument(
-        "--execution-api", choices=("relay", "direct"), default="direct", help="how tasks reach Airflow (%(default)s)"
+        "--execution-api", choices=("relay", "direct"), default="relay", help="how tasks reach Airflow (%(default)s)"
     )
     parser.add_argument("--scale", type=float, default=float(os.environ.get("SCALE") or 1), help="of all deadlines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes there")

@@ -43,7 +43,7 @@ class World:
         dags: Path = DAGS,
         dag_ids: Sequence[str] = (DAG_ID,),
         settings: Mapping[str, str] | None = None,
-        execution_api: str = "direct",
+        execution_api: str = "relay",
     ) -> None:
         self.root = root
         self.execution_api = execution_api

@@ -30,7 +30,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="all rows, with less log and fewer tasks")
     parser.add_argument("--log-mb", type=int, help="how much log the task that writes much writes (default: 1000)")
     parser.add_argument(
-        "--execution-api", choices=("relay", "direct"), default="direct", help="how tasks reach Airflow (%(default)s)"
+        "--execution-api", choices=("relay", "direct"), default="relay", help="how tasks reach Airflow (%(default)s)"
     )
     parser.add_argument("--scale", type=float, default=float(os.environ.get("SCALE") or 1), help="of all deadlines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows there")

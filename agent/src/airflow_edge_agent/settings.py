@@ -280,8 +280,8 @@ class Settings(BaseModel):
     """Credential, identity, jobs. Default: ``/var/lib/airflow-edge-agent``, or below ``~/.local/state`` for a user."""
     runtime_dir: AbsolutePath | None = Field(default_factory=_default_runtime_dir)
     """For sockets; a short path. Default: ``run`` below ``state_dir``; under systemd the unit's runtime directory."""
-    execution_api: Literal["relay", "direct"] = "direct"
-    """How tasks reach Airflow's Execution API: by themselves, or through this agent, if the server agrees."""
+    execution_api: Literal["relay", "direct"] = "relay"
+    """How tasks reach Airflow's Execution API: through this agent, if the server agrees, or by themselves."""
     calls_while_away: Literal["wait", "fail"] = "wait"
     """What becomes of other calls of relayed tasks than heartbeats and final states (reads, XComs) while the server is
     away: they wait until the disconnect lease ends, or fail at once."""

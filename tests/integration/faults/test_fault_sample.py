@@ -13,13 +13,13 @@ from faults.world import World
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 SAMPLE = (
-    ("cut-before-frame-down", 1, "direct"),
-    ("cut-after-frame-up", 2, "direct"),
-    ("repeat", 1, "direct"),
-    ("reorder", 1, "direct"),
-    ("agent-kill", 1, "direct"),
+    ("cut-before-frame-down", 1, "relay"),
+    ("cut-after-frame-up", 2, "relay"),
+    ("repeat", 1, "relay"),
+    ("reorder", 1, "relay"),
     ("agent-kill", 1, "relay"),
-    ("api-server-kill", 1, "direct"),
+    ("agent-kill", 1, "direct"),
+    ("api-server-kill", 1, "relay"),
 )
 
 

@@ -47,6 +47,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.jobs_dir == settings.state_dir / "jobs"
     assert settings.runner_dir == settings.state_dir / "runner"
     assert settings.runner_socket == settings.run_dir / "runner.sock"
+    assert settings.execution_api == "relay"
     assert (settings.log.level, settings.log.format) == ("info", "auto")
 
 
