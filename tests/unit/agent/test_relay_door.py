@@ -161,6 +161,27 @@ async def test_a_status_of_airflow_stays_what_it_is(tmp_path: Path, status: int)
         assert (answer.status_code, answer.content) == (status, far.reply.body)
 
 
+@pytest.mark.parametrize(("conflicts", "status", "calls"), [(2, 200, 3), (9, 409, 4)])
+async def test_the_push_of_an_xcom_that_met_its_like_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflicts: int, status: int, calls: int
+) -> None:
+    monkeypatch.setattr(relay_module, "RETRY_SECONDS", 0.01)
+    bodies = []
+
+    async def far(request: Request) -> Reply:
+        bodies.append(request.body)
+        return Reply(409 if len(bodies) <= conflicts else 200, headers=MARK, body=b"{}")
+
+    async with serve(far) as port, placed(tmp_path, port) as place, place.client() as client:
+        answer = await client.post("/execution/xcoms/d/r/t/return_value?map_index=1", content=b'"a value"')
+        assert answer.status_code == status
+        assert bodies == [b'"a value"'] * calls
+        bodies.clear()
+        # Of nothing else is it known that it may be made twice.
+        assert (await client.post("/execution/dag-runs/d/r", content=b"{}")).status_code == 409
+        assert len(bodies) == 1
+
+
 async def test_only_the_jobs_own_secret_counts_while_it_runs(tmp_path: Path) -> None:
     far = FarEnd()
     async with serve(far) as port, placed(tmp_path, port) as place:

@@ -42,7 +42,11 @@ _SECRET = re.compile(rb"[Bb]earer ([0-9a-f-]{36})\.([0-9a-f]{64})")
 _BELOW = b"/execution/"
 _HEARTBEAT = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/heartbeat(\?|$)")
 _START = re.compile(rb"task-instances/[0-9a-fA-F-]{36}/run(\?|$)")
+_XCOM = re.compile(rb"xcoms/[^/?]+/[^/?]+/[^/?]+/[^/?]+(\?.*)?")
 _CREATED = 201
+_CONFLICT = 409
+_MOST_REPEATS = 3
+"""How often the push of an XCom is made anew that has met one of the same key: it takes the place of what is there."""
 _RETURN_VALUE = re.compile(rb"xcoms/[^/?]+/[^/?]+/[^/?]+/return_value(\?.*)?")
 _FAILED = 424
 """What a call is answered that fails at once: a status that the Task SDK takes for an error and does not try again."""
@@ -161,6 +165,18 @@ class Relay:
             await asyncio.sleep(max(RETRY_SECONDS, wait))
 
     async def _attempt(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
+        reply = await self._pass_on(job, call, stack)
+        if call.method == "POST" and _XCOM.fullmatch(call.target) and isinstance(call.body, bytes):
+            # Something on the way may have sent it twice, and of two at once Airflow turns one away.
+            for _ in range(_MOST_REPEATS):
+                if reply.status != _CONFLICT or reply.refused:
+                    break
+                await stack.aclose()
+                await asyncio.sleep(RETRY_SECONDS)
+                reply = await self._pass_on(job, call, stack)
+        return reply
+
+    async def _pass_on(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
         # The fence may change while a call waits: the server may have taken back that it had given the job up.
         async with AsyncExitStack() as attempt:
             reply = await attempt.enter_async_context(self._execution.relay(job.job_id, job.fence, call))
