@@ -91,7 +91,7 @@ def _sign(subject: str, scope: str) -> str:
 def spare_collector() -> None:
     """Keep what was loaded so far out of the rounds of the garbage collector.
 
-    All of Airflow is; to look through it was two fifths of the time of a process that had many jobs to hand out.
+    All of Airflow is, and nothing of it becomes free; a process that has many jobs to hand out looks through it often.
     """
     gc.collect()
     gc.freeze()
