@@ -73,7 +73,9 @@ class ServerLine(asyncio.Protocol):
         """Tell whoever owns the line."""
         if not self.over:
             self.over = True
-            self._ended(self._protocol.close_code or self._status, self._retry_after)
+            # Not the library's own word for it: that is there only once it has read the end of the stream.
+            close = self._protocol.close_rcvd
+            self._ended(self._status if close is None else close.code, self._retry_after)
 
     def send(self, message: bytes) -> None:
         """Send one text message."""

@@ -20,7 +20,10 @@ import jwt
 
 HEARTBEAT_SECONDS = 30.0
 POLL_SECONDS = 5.0
+TRIES = 10
+LONGEST_PAUSE_SECONDS = 90.0
 VERSION = "5.1.0"
+_AGAIN = frozenset({0, 429, 500, 502, 503, 504})
 _PREFIX = "/edge_worker/v1/"
 
 
@@ -37,6 +40,8 @@ class PeerWorkers:
         self._tasks: set[asyncio.Task[None]] = set()
         self.job_seconds = 1.0
         self.requests = 0
+        self.repeated = 0
+        """Calls that were made again, because the server failed at them."""
         self.errors: list[str] = []
         self.call_seconds: list[float] = []
         self.begun: dict[int, float] = {}
@@ -105,6 +110,22 @@ class PeerWorkers:
         jobs.discard(key)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        """Call, and again as its client does where that may help; note as error what comes to nothing."""
+        what = f"{method} {path.split('/', maxsplit=1)[0]}"
+        for attempt in range(TRIES):
+            status, rest = await self._try(method, path, body)
+            if status in {200, 204}:
+                return json.loads(rest) if rest else None
+            if status not in _AGAIN:
+                break
+            if attempt + 1 < TRIES:
+                self.repeated += 1
+                await asyncio.sleep(max(1.0, self._random.random() * min(2.0**attempt, LONGEST_PAUSE_SECONDS)))
+        self.errors.append(f"{what}: status {status}: {rest[:200]!r}")
+        return None
+
+    async def _try(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
+        """Call once; return status (0: no answer) and body."""
         now = int(time.time())
         claims = {"method": path, "jti": uuid.uuid4().hex, "aud": "api", "nbf": now, "exp": now + 30, "iat": now}
         token = jwt.encode(claims, self._secret, algorithm="HS512", headers={"kid": "not-used"})
@@ -123,13 +144,8 @@ class PeerWorkers:
                 answer = await reader.read()
             finally:
                 writer.close()
-        except OSError as error:
-            self.errors.append(f"{method} {path.split('/', maxsplit=1)[0]}: {error}")
-            return None
+        except OSError:
+            return 0, b""
         self.call_seconds.append(time.monotonic() - began)
         first, _, rest = answer.partition(b"\r\n\r\n")
-        status = int(first.split(b" ", 2)[1]) if first else 0
-        if status not in {200, 204}:
-            self.errors.append(f"{method} {path.split('/', maxsplit=1)[0]}: status {status}: {rest[:200]!r}")
-            return None
-        return json.loads(rest) if rest and b"chunked" not in first else None
+        return int(first.split(b" ", 2)[1]) if first else 0, b"" if b"chunked" in first else rest

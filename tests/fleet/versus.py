@@ -94,6 +94,7 @@ async def _run_peer(backend: Backend, arguments: argparse.Namespace, progress: C
         for key, value in figures.items():
             progress(f"    {key} {value:.4g}")
     await workers.stop()
+    figures["calls_repeated"] = workers.repeated
     figures["errors"] = len(workers.errors)
     figures["error_samples"] = workers.errors[:10]
     return figures
