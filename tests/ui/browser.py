@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route, expect
 
 from harness.site import AirflowSite
 
@@ -87,6 +87,20 @@ class Visitor:
     def _note(self, kind: str, text: str) -> None:
         if kind == "error":
             self.faults.append(text)
+
+    def hear(self, name: str, key: str, value: object) -> None:
+        """Let the page hear something else about one agent than the admin API says, which is tested by itself."""
+
+        def answer(route: Route) -> None:
+            response = route.fetch()
+            body = response.json()
+            for agent in body.get("items", [body]):
+                if agent["name"] == name:
+                    agent[key] = value
+            route.fulfill(response=response, json=body)
+
+        self.page.route("**/v1/admin/agents?*", answer)
+        self.page.route(f"**/v1/admin/agents/{name}", answer)
 
     def go(self, path: str = "", *, heading: str | None = None) -> Page:
         """Open one of our pages and wait for its heading."""

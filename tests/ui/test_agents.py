@@ -58,18 +58,8 @@ def test_it_names_what_is_wrong_with_a_task_runtime(fleet: Fleet, visit: Visit) 
 
 def test_who_was_drained_on_the_host_has_no_problem(fleet: Fleet, visit: Visit) -> None:
     why = "drained by alice: takes no new jobs until it is resumed"
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        body = response.json()
-        for agent in body.get("items", [body]):
-            if agent["name"] == "press-01":
-                agent["drained"] = why
-        route.fulfill(response=response, json=body)
-
     visitor = visit()
-    visitor.page.route("**/v1/admin/agents?*", answer)
-    visitor.page.route("**/v1/admin/agents/press-01", answer)
+    visitor.hear("press-01", "drained", why)
     page = visitor.go("agents", heading="Agents")
     drained = row(page, "press-01")
     expect(drained).to_contain_text(why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
 from ui.browser import Scheme
 from ui.conftest import Busy, Fleet, Visit
@@ -65,25 +65,14 @@ def test_no_barriers_in_dialogs(visit: Visit, busy: Busy, size: str, scheme: Sch
 
 
 def test_an_agent_that_is_away_says_what_it_left(fleet: Fleet, visit: Visit) -> None:
-    """The figures themselves are tested with the admin API, which is answered otherwise here."""
     away = {
         "since": "2026-11-24T10:00:00Z",
         "lease_until": "2026-11-24T10:30:00Z",
         "running": 3,
         "results_waiting": 1,
     }
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        body = response.json()
-        for agent in body.get("items", [body]):
-            if agent["name"] == "ship-anna":
-                agent["away"] = away
-        route.fulfill(response=response, json=body)
-
     visitor = visit()
-    visitor.page.route("**/v1/admin/agents?*", answer)
-    visitor.page.route("**/v1/admin/agents/ship-anna", answer)
+    visitor.hear("ship-anna", "away", away)
     words = "disconnected since 2026-11-24 10:00:00, lease until 2026-11-24 10:30:00, 3 tasks running, 1 result waiting"
     page = visitor.go("agents", heading="Agents")
     expect(page.locator("[data-agent='ship-anna']")).to_contain_text(words)
