@@ -21,7 +21,7 @@ from airflow_edge_agent.runner.relay import RelayTransport
 from airflow_edge_agent.runtime import finals as finals_module
 from airflow_edge_agent.runtime.relay import EXECUTION_URL
 from fakes.desk import TARGET, Desk, refusal
-from fakes.frames import make_welcome
+from fakes.frames import make_welcome, new_id
 
 
 @pytest.fixture
@@ -197,6 +197,12 @@ async def test_a_return_value_that_waits_is_a_result_that_waits(desk: Desk) -> N
     while not desk.core.jobs[job].ending:  # noqa: ASYNC110 -- it says nothing when it begins to wait
         await asyncio.sleep(0.01)
     assert (desk.core.working, desk.core.results_waiting) == (1, 1), "the other has more to do"
+    assert await desk.call(job, "PUT", f"task-instances/{new_id()}/heartbeat", {}) == 204
+    assert (desk.core.working, desk.core.results_waiting) == (1, 1), "a heartbeat is no result"
+    value.cancel()
+    await asyncio.wait([value])
+    assert (desk.core.working, desk.core.results_waiting) == (1, 1), "the Task SDK makes it again"
+    value = asyncio.create_task(desk.call(job, "POST", "xcoms/d/r/t/return_value?map_index=-1", 42))
     desk.airflow.answer = RelayReply.plain(201)
     assert (await value, await another) == (201, 201)
     assert (desk.core.working, desk.core.results_waiting) == (2, 0)

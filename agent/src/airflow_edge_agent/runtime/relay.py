@@ -110,11 +110,11 @@ class Relay:
             return
         passed = RelayCall(call.method, call.target[len(_BELOW) :], call.headers, call.body)
         async with AsyncExitStack() as stack:
-            try:
-                yield await self._answer(job, passed, stack)
-            finally:
-                if job.ending:
-                    self._pump.feed(JobEnding(job.job_id, waits=False))
+            reply = await self._answer(job, passed, stack)
+            # A task that gives a call up makes it again: its result still waits.
+            if job.ending and (_is_final(passed) or _is_result(passed)):
+                self._pump.feed(JobEnding(job.job_id, waits=False))
+            yield reply
 
     def _caller(self, call: RelayCall) -> AgentJob | None:
         shown = [value for name, value in call.headers if name == b"authorization"]
@@ -130,7 +130,7 @@ class Relay:
     async def _answer(self, job: AgentJob, call: RelayCall, stack: AsyncExitStack) -> RelayReply:
         if await self._rendered.take(job, call):
             return RelayReply.plain(_CREATED)
-        final = call.method == "PATCH" and FINAL_TARGET.fullmatch(call.target) is not None
+        final = _is_final(call)
         if final and not is_long(call):
             call = await whole(call)
         attempts = 0
@@ -156,7 +156,7 @@ class Relay:
                         return accepted()
                 elif self._fails(call, attempts):
                     return RelayReply.plain(_FAILED, f"the server is away: {error}")
-                if final or (call.method == "POST" and _RETURN_VALUE.fullmatch(call.target)):
+                if final or _is_result(call):
                     self._pump.feed(JobEnding(job.job_id, waits=True))
                 if not isinstance(call.body, bytes):
                     # It is gone. The Task SDK makes the call again, which is in vain before the server is there.
@@ -211,3 +211,11 @@ class Relay:
 
         while waits():  # noqa: ASYNC110 -- three things may end it
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def _is_final(call: RelayCall) -> bool:
+    return call.method == "PATCH" and FINAL_TARGET.fullmatch(call.target) is not None
+
+
+def _is_result(call: RelayCall) -> bool:
+    return call.method == "POST" and _RETURN_VALUE.fullmatch(call.target) is not None
