@@ -110,9 +110,12 @@ class Relay:
             return
         passed = RelayCall(call.method, call.target[len(_BELOW) :], call.headers, call.body)
         async with AsyncExitStack() as stack:
+            ends = _is_final(passed) or _is_result(passed)
+            if ends:
+                self._pump.feed(JobEnding(job.job_id, waits=True))
             reply = await self._answer(job, passed, stack)
-            # A task that gives a call up makes it again: its result still waits.
-            if job.ending and (_is_final(passed) or _is_result(passed)):
+            # If the task has given the call up meanwhile, it makes it again: its result still waits.
+            if ends:
                 self._pump.feed(JobEnding(job.job_id, waits=False))
             yield reply
 
@@ -156,8 +159,6 @@ class Relay:
                         return accepted()
                 elif self._fails(call, attempts):
                     return RelayReply.plain(_FAILED, f"the server is away: {error}")
-                if final or _is_result(call):
-                    self._pump.feed(JobEnding(job.job_id, waits=True))
                 if not isinstance(call.body, bytes):
                     # It is gone. The Task SDK makes the call again, which is in vain before the server is there.
                     await self._reachable(job, patience)
