@@ -45,7 +45,7 @@ SWEEP_SECONDS = 5.0
 RECONCILE_SECONDS = 60.0
 """How often orphaned callbacks are looked for."""
 
-PART = 50
+PART = 20
 """Ended jobs that are dealt with in one go."""
 
 COLLECT_SECONDS = 0.008
