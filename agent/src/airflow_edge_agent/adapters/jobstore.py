@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -240,10 +241,8 @@ class DirectoryJobStore:
         :raises StoreError: e.g. the disk is full.
         """
         path = self._jobs_dir / job_id / FINAL_FILE
-        try:
+        with _told_of(path):
             write_final(path, final)
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror or error}") from None
 
     def has_final(self, job_id: str) -> bool:
         """Tell whether there is one, ours or the runner's."""
@@ -271,10 +270,8 @@ class DirectoryJobStore:
         :raises StoreError: e.g. the disk is full.
         """
         path = self._jobs_dir / job_id / RENDERED_FILE
-        try:
+        with _told_of(path):
             write_rendered(path, call)
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror or error}") from None
 
     def has_rendered(self, job_id: str) -> bool:
         """Tell whether it is there."""
@@ -327,3 +324,12 @@ class DirectoryJobStore:
         self._sent.pop(job_id, None)
         shutil.rmtree(self._jobs_dir / job_id, ignore_errors=True)
         self._foreign.remove(job_id)
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Say of what the system refuses meanwhile which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from None
